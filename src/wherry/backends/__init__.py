@@ -1,0 +1,1 @@
+"""Where runs run. ``base`` is the promise, ``registry`` finds one by name, the folders keep it."""

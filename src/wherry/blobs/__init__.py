@@ -1,0 +1,1 @@
+"""Content-addressed bytes. ``base`` is the promise; ``objects`` keeps it over obstore."""

@@ -1,0 +1,172 @@
+"""
+What travels between client and control plane, beside the nouns themselves: one set of classes for
+both ends.
+
+Called by ``server.routes`` and ``sdk.client``. Paths are below ``/api/v1``; every call but
+``/healthz`` and ``/readyz`` carries ``Authorization: Bearer <token>``.
+
+=========================== =================================================================
+GET  /status                → Status
+POST /shutdown              → 202; runs go on
+GET  /schemas/job           → JSON schema of a JobSpec
+POST /blobs/missing         Digests → Digests: those the server does not have
+POST /blobs/pack            a pack (``agent.protocol.iter_pack``) → 204
+GET  /blobs/{digest}        → bytes
+POST /runs                  Submit, ``Idempotency-Key`` → 201 Run; 409 bundle-missing: push first
+POST /runs/plan             Submit → Planned: what would be sent; nothing is written
+GET  /runs                  ?state=&name=&tag=&limit=&before=&all= → [Run], newest first
+GET  /runs/{ref}            → RunDetail; ``ref``: id, unique prefix, name, or "last"
+GET  /runs/{ref}/wait       ?timeout= → Run, when finished or the time (≤ 60 s) is over
+GET  /runs/{ref}/logs       ?follow=&rank=&stream=&tail=&attempt=&after= → lines of LogLine or Cursor
+                            as NDJSON; ``format=raw``: the bytes as they were written. Waits for a
+                            run that has not started. Blank lines are sent to keep the line open.
+GET  /runs/{ref}/metrics    ?name=&attempt=&rank=&limit= → [MetricSeries]
+GET  /runs/{ref}/usage      the same of cpu, memory, gpu
+GET  /runs/{ref}/files      → [File]
+GET  /runs/{ref}/files/{path}  ?rank= → bytes, as an attachment
+GET  /runs/{ref}/result     → bytes: the pickle that rank 0 left (never unpickled by the server)
+POST /runs/{ref}/stop       Stop → Run
+POST /runs/{ref}/retry      Retry, ``Idempotency-Key`` → 201 Run: a new run of the same spec
+DELETE /runs/{ref}          → 204; 409 while it is not finished
+POST /prune                 Prune → Pruned
+POST /backup                Backup → BackupDone
+=========================== =================================================================
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from wherry.core.job import JobSpec, Scalar
+from wherry.core.run import Attempt, Event, Run, Series
+
+
+class Digests(Struct, frozen=True, kw_only=True):
+    """SHA-256 digests in hex."""
+
+    digests: tuple[str, ...]
+
+
+class Submit(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A run to make."""
+
+    spec: JobSpec
+    backend: str = "local"
+    foreground: bool = False
+    attach: str = ""  #: Unix socket on this machine that the agents connect to
+    parent: str = ""  #: the run that this one repeats
+
+
+class Planned(Struct, frozen=True, kw_only=True):
+    """The answer to a dry run."""
+
+    spec: JobSpec
+    backend: str
+    plan: dict[str, Any]
+
+
+class RunDetail(Struct, frozen=True, kw_only=True):
+    """A run with what belongs to it."""
+
+    run: Run
+    attempts: tuple[Attempt, ...]
+    params: dict[str, Scalar]
+    metrics: tuple[Series, ...]
+    events: tuple[Event, ...]
+
+
+class LogLine(Struct, frozen=True, kw_only=True):
+    """One line of output, without its newline. Bytes that are no UTF-8 become U+FFFD."""
+
+    time: float
+    attempt: int
+    rank: int
+    stream: str
+    text: str
+
+
+class Cursor(Struct, frozen=True, kw_only=True):
+    """All before this was sent: ``after=`` this resumes."""
+
+    cursor: int
+
+
+class MetricSeries(Struct, frozen=True, kw_only=True):
+    """The points of one metric. Values that JSON cannot hold are "NaN", "Infinity", "-Infinity"."""
+
+    name: str
+    attempt: int
+    rank: int
+    steps: list[int]
+    times: list[float]
+    values: list[float | str]
+
+
+class Stop(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to stop: ``grace`` in seconds between SIGTERM and SIGKILL; None: the run's own."""
+
+    grace: float | None = None
+
+
+class Retry(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Again, as it was."""
+
+    name: str = ""
+
+
+class Prune(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Remove finished runs that ended more than ``days`` ago, then blobs that nobody refers to."""
+
+    days: float | None = None  #: None: only unreferenced blobs and old caches
+    dry_run: bool = False
+
+
+class Pruned(Struct, frozen=True, kw_only=True):
+    """What went, or would go."""
+
+    runs: tuple[str, ...]
+    blobs: int
+    bytes: int
+
+
+class Backup(Struct, frozen=True, kw_only=True):
+    """Write a backup to this absolute path on the control plane's machine."""
+
+    path: str
+
+
+class BackupDone(Struct, frozen=True, kw_only=True):
+    """A finished backup."""
+
+    path: str
+    bytes: int
+    runs: int
+
+
+class Status(Struct, frozen=True, kw_only=True):
+    """The control plane."""
+
+    pid: int
+    url: str
+    version: str
+    home: str
+    started: float
+    schema: str
+    runs: dict[str, int]  #: how many by state
+    capacity: dict[str, Any] | None = None
+
+
+_NAMED = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+
+
+def json_number(value: float) -> float | str:
+    """The value, or its name where JSON cannot hold it."""
+    return _NAMED.get(repr(value), value)
+
+
+def encode(value: Any) -> bytes:
+    """JSON, as both ends write it."""
+    return msgspec.json.encode(value)

@@ -1,0 +1,167 @@
+"""
+JobSpec: what a person asks for. One class for job files, the API and the database.
+
+Decoding is tolerant (unknown keys are dropped), so that client, server and database may differ by
+one version; ``core.files`` is strict about what people write.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from wherry.errors import InvalidSpec
+
+SPEC_VERSION = 1
+
+Scalar = str | int | float | bool | None
+Group = Literal["gang", "elastic", "pool"]
+EnvironmentKind = Literal["active", "built"]
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_UNITS |= {f"{p}i": 1024**n for n, p in enumerate("kmgt", start=1)}
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_bytes(text: str | int | float) -> int:
+    """``"4Gi"``, ``"512M"`` or a number as bytes. :raises InvalidSpec: otherwise."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?i?)b?\s*", str(text), re.I)
+    if not match or match[2].lower() not in _UNITS:
+        raise InvalidSpec(f"{text!r} is not an amount of memory", hint="write 512Mi, 4Gi or 2G")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def parse_seconds(text: str | int | float) -> float:
+    """``"90"``, ``"2h"`` or ``"1h30m"`` as seconds. :raises InvalidSpec: otherwise."""
+    if isinstance(text, int | float):
+        return float(text)
+    if re.fullmatch(r"\s*[0-9]+(?:\.[0-9]+)?\s*", text):
+        return float(text)
+    parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)\s*([smhd])", text)
+    if not parts or "".join(f"{n}{u}" for n, u in parts) != text.replace(" ", ""):
+        raise InvalidSpec(f"{text!r} is not a duration", hint="write 90s, 45m, 2h or 1h30m")
+    return sum(float(n) * _SECONDS[u] for n, u in parts)
+
+
+def format_bytes(n: float) -> str:
+    """``4294967296`` as ``4.0Gi``."""
+    for unit in ("B", "Ki", "Mi", "Gi", "Ti"):
+        if abs(n) < 1024 or unit == "Ti":
+            return f"{n:.0f}{unit}" if unit == "B" else f"{n:.1f}{unit}"
+        n /= 1024
+    raise AssertionError
+
+
+class Resources(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one rank's program needs. ``None``: not said; ``core.admission`` has the rule."""
+
+    cpu: Annotated[float, Meta(gt=0)] | None = None  #: cores, fractions allowed
+    memory: Annotated[int, Meta(gt=0)] | None = None  #: bytes
+    gpu: Annotated[int, Meta(ge=0)] = 0  #: whole devices
+
+
+class MetricRule(Struct, frozen=True, kw_only=True, rename={"source": "from"}):
+    """How a metric is read from an unchanged script's output."""
+
+    pattern: str  #: a regular expression; its first group is the number
+    source: Literal["stdout", "stderr"] = "stdout"
+
+
+class Environment(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The Python and the packages of a run."""
+
+    kind: EnvironmentKind = "active"
+    #: active: the interpreter's absolute path. built: the version to build with, "3.11.7".
+    python: str = ""
+    #: built: SHA-256 of the blob that holds the hashed requirements; "" means no packages.
+    requirements: str = ""
+    #: which rung of the ladder it came from, for people
+    origin: str = ""
+    #: active: SHA-256 of the blob with the frozen package list, as a record
+    frozen: str = ""
+
+
+class Code(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where the run's code is."""
+
+    bundle: str = ""  #: the bundle's digest; "" only where there is no project
+    workdir: str = "."  #: the working directory inside the bundle
+    in_place: str = ""  #: absolute folder on this machine: work there, not in a copy
+
+
+class Call(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A Python function instead of a command."""
+
+    payload: str  #: SHA-256 of the blob: pickled (function or "module:qualname", args, kwargs)
+    name: str = ""  #: the function's name, for people
+
+
+class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """
+    A frozen description of work.
+
+    ``command`` is an argument vector; ``python`` as its first word means the environment's own
+    interpreter. ``call`` replaces the command by a function. World size = workers × processes.
+    """
+
+    spec_version: int = SPEC_VERSION
+    name: str = ""
+    command: tuple[str, ...] = ()
+    call: Call | None = None
+    group: Group = "gang"
+    workers: Annotated[int, Meta(ge=1, le=10_000)] = 1
+    processes: Annotated[int, Meta(ge=1, le=1_000)] = 1
+    resources: Resources = Resources()
+    environment: Environment = Environment()
+    env: dict[str, str] = {}
+    code: Code = Code()
+    params: dict[str, Scalar] = {}
+    metrics: dict[str, MetricRule] = {}
+    restarts: Annotated[int, Meta(ge=0)] = 0
+    timeout: Annotated[float, Meta(gt=0)] | None = None  #: seconds of one attempt
+    grace: Annotated[float, Meta(ge=0)] | None = None  #: seconds from SIGTERM to SIGKILL
+    priority: int = 0  #: larger first
+    tags: tuple[str, ...] = ()
+    note: str = ""
+
+    @property
+    def world_size(self) -> int:
+        """How many ranks the run has."""
+        return self.workers * self.processes
+
+    def check(self) -> JobSpec:
+        """This spec. :raises InvalidSpec: where its parts do not fit together."""
+        if not self.command and self.call is None:
+            raise InvalidSpec("the job has no command", hint="command: python train.py")
+        if any("\0" in word for word in self.command):
+            raise InvalidSpec("the command holds a NUL character")
+        for key, value in self.env.items():
+            if not key or "=" in key or "\0" in key + value:
+                raise InvalidSpec(f"{key!r} is not the name of an environment variable")
+        for name, rule in self.metrics.items():
+            try:
+                groups = re.compile(rule.pattern).groups
+            except re.error as error:
+                raise InvalidSpec(f"metric {name!r}: {rule.pattern!r}: {error}") from None
+            if groups < 1:
+                raise InvalidSpec(
+                    f"metric {name!r}: {rule.pattern!r} has no group",
+                    hint="put the number in parentheses: accuracy=([0-9.]+)",
+                )
+        return self
+
+
+def decode_spec(data: bytes | str) -> JobSpec:
+    """A JobSpec from JSON, tolerant of unknown keys. :raises InvalidSpec: otherwise."""
+    try:
+        return msgspec.json.decode(data, type=JobSpec).check()
+    except msgspec.DecodeError as error:
+        raise InvalidSpec(f"the job description does not decode: {error}") from None
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a JobSpec, as published at ``/api/v1/schemas/job``."""
+    return msgspec.json.schema(JobSpec)

@@ -1,0 +1,77 @@
+"""
+Everything that can be set, as one table.
+
+A value comes from the environment (``WHERRY_`` + the name in capitals), else from the default.
+``docs/reference/settings.md`` is generated from this table.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wherry.errors import InvalidInput
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row: what it is called, what it is when nobody says, and what for."""
+
+    name: str
+    default: Any
+    unit: str
+    help: str
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that sets it."""
+        return "WHERRY_" + self.name.upper()
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("home", "~/.wherry", "folder", "where the embedded control plane keeps its state"),
+    Setting("host", "127.0.0.1", "address", "where the control plane listens; loopback only"),
+    Setting("port", 0, "port", "0: a free one, the same again after a restart where possible"),
+    Setting("context", "", "name", "the control plane to talk to; empty: the one of this machine"),
+    Setting("log_level", "info", "level", "how much the control plane writes to server.log"),
+    Setting("heartbeat", 2.0, "seconds", "how often an agent says that it is alive"),
+    Setting("lease", 30.0, "seconds", "silence after which a rank is lost"),
+    Setting("grace", 10.0, "seconds", "between SIGTERM and SIGKILL when a run is stopped"),
+    Setting("barrier_timeout", 600.0, "seconds", "how long ranks wait for each other"),
+    Setting("max_file", 10 * 2**20, "bytes", "a larger file does not travel with the code"),
+    Setting("report_batch", 8 * 2**20, "bytes", "the most that an agent reports in one request"),
+    Setting("spool_limit", 4 * 2**30, "bytes", "unsent reports a rank may keep on disk"),
+    Setting("retention", 0.0, "days", "finished runs older than this are pruned; 0: never"),
+    Setting("cache_retention", 30.0, "days", "environments unused for so long are pruned"),
+    Setting("idempotency_retention", 1.0, "days", "how long idempotency keys are remembered"),
+    Setting("uv", "", "path", "the uv to use; empty: the one installed with Wherry"),
+)
+
+BY_NAME: dict[str, Setting] = {s.name: s for s in SETTINGS}
+
+
+def get(name: str) -> Any:
+    """
+    The value of a setting, of the type of its default.
+
+    :raises InvalidInput: where the environment variable does not hold such a value.
+    """
+    setting = BY_NAME[name]
+    raw = os.environ.get(setting.variable)
+    if raw is None or raw == "":
+        return setting.default
+    kind = type(setting.default)
+    try:
+        return kind(raw)
+    except ValueError:
+        raise InvalidInput(
+            f"{setting.variable}={raw!r} is not a value in {setting.unit}",
+            hint=f"{setting.help}; the default is {setting.default!r}",
+        ) from None
+
+
+def home() -> Path:
+    """The home of the embedded control plane, absolute. It need not exist."""
+    return Path(str(get("home"))).expanduser().absolute()
