@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
-from wherry.core.job import JobSpec
+from wherry.core.job import Amount, JobSpec
 from wherry.core.run import AttemptId, Cause
 
 
@@ -83,14 +83,6 @@ class Observation(Struct, frozen=True, kw_only=True):
     attempt: AttemptId
     ranks: tuple[RankObservation, ...]
     reason: str = ""  #: what it waits for, for people
-
-
-class Amount(Struct, frozen=True, kw_only=True):
-    """Some of a machine."""
-
-    cpu: float = 0.0  #: cores
-    memory: int = 0  #: bytes
-    gpu: int = 0  #: devices
 
 
 class Capacity(Struct, frozen=True, kw_only=True):

@@ -55,6 +55,14 @@ def format_bytes(n: float) -> str:
     raise AssertionError
 
 
+class Amount(Struct, frozen=True, kw_only=True):
+    """Some of a machine."""
+
+    cpu: float = 0.0  #: cores
+    memory: int = 0  #: bytes
+    gpu: int = 0  #: devices
+
+
 class Resources(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one rank's program needs. ``None``: not said; ``core.admission`` has the rule."""
 
@@ -152,6 +160,19 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
                     hint="put the number in parentheses: accuracy=([0-9.]+)",
                 )
         return self
+
+
+def with_defaults(spec: JobSpec) -> JobSpec:
+    """The spec with a name: of its function, script, module or program."""
+    if spec.name:
+        return spec
+    if spec.call is not None:
+        stem = spec.call.name.rpartition(":")[2].rpartition(".")[2]
+    else:
+        words = [w for w in spec.command if w not in ("python", "python3", "-m")] or ["run"]
+        stem = words[0].rpartition("/")[2].removesuffix(".py")
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in stem).strip("-_.")[:60]
+    return msgspec.structs.replace(spec, name=name or "run")
 
 
 def decode_spec(data: bytes | str) -> JobSpec:
