@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from msgspec import Struct
 
-from wherry.core.job import Amount, JobSpec
-from wherry.core.run import AttemptId, Cause
+from wherry.core.job import Amount as Amount
+from wherry.core.job import JobSpec
+from wherry.core.run import AttemptId
+from wherry.core.run import Observation as Observation
+from wherry.core.run import RankObservation as RankObservation
 
 
 class Capability(StrEnum):
@@ -59,30 +62,6 @@ class Plan(Struct, frozen=True, kw_only=True):
 
     request: Request
     body: dict[str, Any]  #: plain data, without secrets
-
-
-class RankObservation(Struct, frozen=True, kw_only=True):
-    """
-    What a back end knows of one rank's agent.
-
-    ``absent``: never launched, or forgotten. ``pending``: accepted, not yet running. ``ended``: the
-    agent is no more; ``cause`` is empty where it left by itself.
-    """
-
-    rank: int
-    phase: Literal["absent", "pending", "running", "ended"]
-    incarnation: int = 1
-    cause: Cause = ""
-    message: str = ""
-    address: str = ""
-
-
-class Observation(Struct, frozen=True, kw_only=True):
-    """What a back end knows of an attempt."""
-
-    attempt: AttemptId
-    ranks: tuple[RankObservation, ...]
-    reason: str = ""  #: what it waits for, for people
 
 
 class Capacity(Struct, frozen=True, kw_only=True):

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
-from wherry.backends.base import Observation
-from wherry.core.run import INFRASTRUCTURE, Attempt, Cause, Rank, Run, Verdict
+from wherry.core.run import INFRASTRUCTURE, Attempt, Cause, Observation, Rank, Run, Verdict
 from wherry.core.states import RANK_TERMINAL, RankState, RunState
 
 

@@ -154,3 +154,27 @@ class Series(Struct, frozen=True, kw_only=True):
     last_time: float
     min: float | None = None
     max: float | None = None
+
+
+class RankObservation(Struct, frozen=True, kw_only=True):
+    """
+    What a back end knows of one rank's agent.
+
+    ``absent``: never launched, or forgotten. ``pending``: accepted, not yet running. ``ended``: the
+    agent is no more; ``cause`` is empty where it left by itself.
+    """
+
+    rank: int
+    phase: Literal["absent", "pending", "running", "ended"]
+    incarnation: int = 1
+    cause: Cause = ""
+    message: str = ""
+    address: str = ""
+
+
+class Observation(Struct, frozen=True, kw_only=True):
+    """What a back end knows of an attempt."""
+
+    attempt: AttemptId
+    ranks: tuple[RankObservation, ...]
+    reason: str = ""  #: what it waits for, for people
