@@ -44,7 +44,8 @@ leave. 401, 403: the same. 5xx and no answer: try again, for as long as it takes
 config.json what the agent was told, mode 0600
 lock        the agent holds ``flock(LOCK_EX)`` on it for life: the proof that it lives
 child.json  ``{"pid", "started"}`` of the program, written right after it was started
-journal     the frames; a torn last frame is possible
+journal     the newest frames; a torn last frame is possible. ``journal.SEQ``: older segments, named
+            by their first frame; ``agent.journal.read_folder`` reads them all, in order
 acked       text: the last seq that the control plane has stored
 report      what the user's process appends, see below
 output/     ``wherry.output_dir``
@@ -57,6 +58,7 @@ the file ``WHERRY_REPORT``, each in one ``write``; the agent tails it::
     {"t": 1732400000.5, "s": 3, "m": {"loss": 0.1, "acc": NaN}}     metrics at step 3
     {"p": {"lr": 0.1}}                                              parameters
     {"r": "/path/of/pickle"}                                        the result, whole on disk
+    {"r": "/path/of/pickle", "e": "ValueError: no"}                 it holds an exception
 
 **Attaching a terminal.** A foreground command listens on a Unix socket; every rank's agent connects
 before it starts its program. Frames ``u32 length of payload | u8 type | payload``; types
@@ -67,8 +69,12 @@ that goes away, or says DETACH, leaves the program running.
 :data:`CONFIG`.
 """
 
+from __future__ import annotations
+
 import struct
 from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 PROTOCOL = 1
 
@@ -108,12 +114,14 @@ CONFIG = {
 }
 
 
-def frame(kind, seq, time, payload):
+def frame(kind: int, seq: int, time: float, payload: bytes) -> bytes:
     """One frame as bytes."""
     return HEADER.pack(len(payload) + _REST, kind, seq, time) + payload
 
 
-def iter_frames(data):
+def iter_frames(
+    data: bytes | memoryview,
+) -> Iterator[tuple[int, int, float, memoryview]]:
     """
     ``(kind, seq, time, payload)`` for each whole frame of ``data`` (bytes or memoryview).
 
@@ -158,18 +166,23 @@ ATTACH_OUT = 2  #: u8 stream, bytes
 ATTACH_ENDED = 3  #: JSON {"state", "exit_code", "signal"}
 ATTACH_NOTE = 4  #: UTF-8 text for the person, such as "building the environment"
 # terminal to agent
-ATTACH_START = 11  #: JSON {"env": {...}, "tty": {"rows", "cols"} or null, "stdin": bool}
+ATTACH_START = (
+    11  #: JSON {"env": {...}, "tty": {"rows", "cols"} or null, "stdin": bool}
+)
 ATTACH_IN = 12  #: bytes for stdin; empty: end of file
-ATTACH_SIGNAL = 13  #: JSON {"signal": number}: to the program's foreground process group
+ATTACH_SIGNAL = (
+    13  #: JSON {"signal": number}: to the program's foreground process group
+)
 ATTACH_RESIZE = 14  #: JSON {"rows", "cols"}
 ATTACH_DETACH = 15  #: nothing
 ATTACH = {
-    name: value for name, value in list(globals().items())
+    name: value
+    for name, value in list(globals().items())
     if name.startswith("ATTACH_") and isinstance(value, int)
 }
 
 
-def attach_frame(kind, payload=b""):
+def attach_frame(kind: int, payload: bytes = b"") -> bytes:
     """One attach frame as bytes."""
     return ATTACH_HEADER.pack(len(payload), kind) + payload
 
@@ -177,7 +190,9 @@ def attach_frame(kind, payload=b""):
 _SERIES = struct.Struct("<HI")
 
 
-def pack_series(series):
+def pack_series(
+    series: Mapping[str, tuple[Iterable[int], Iterable[float], Iterable[float]]],
+) -> bytes:
     """
     ``{name: (steps, times, values)}`` as bytes: arrays of int64, float64, float64 of equal length.
 
@@ -187,17 +202,20 @@ def pack_series(series):
     parts = []
     for name, (steps, times, values) in series.items():
         raw = name.encode("utf-8", "surrogatepass")[:1000]
+        column = array("q", steps)
         parts += [
-            _SERIES.pack(len(raw), len(steps)),
+            _SERIES.pack(len(raw), len(column)),
             raw,
-            array("q", steps).tobytes(),
+            column.tobytes(),
             array("d", times).tobytes(),
             array("d", values).tobytes(),
         ]
     return b"".join(parts)
 
 
-def unpack_series(data):
+def unpack_series(
+    data: bytes | memoryview,
+) -> Iterator[tuple[str, array[int], array[float], array[float]]]:
     """The inverse of :func:`pack_series`: yields ``(name, steps, times, values)`` with arrays."""
     view = memoryview(data)
     at = 0
@@ -206,26 +224,26 @@ def unpack_series(data):
         at += _SERIES.size
         name = bytes(view[at : at + size]).decode("utf-8", "replace")
         at += size
-        columns = []
+        columns: list[Any] = []
         for code in "qdd":
-            column = array(code)
+            column: array[Any] = array(code)
             column.frombytes(view[at : at + 8 * count])
             if len(column) != count:
                 raise ValueError("a series is cut off")
             columns.append(column)
             at += 8 * count
-        yield (name, *columns)
+        yield name, columns[0], columns[1], columns[2]
 
 
 PACK = struct.Struct("<32sQ")
 
 
-def pack_item(digest, size):
+def pack_item(digest: str, size: int) -> bytes:
     """The header of one blob in a pack: SHA-256 (hex) and size; the bytes follow."""
     return PACK.pack(bytes.fromhex(digest), size)
 
 
-def read_exactly(read, size):
+def read_exactly(read: Callable[[int], bytes], size: int) -> bytes:
     """``size`` bytes from ``read(n)``. :raises EOFError: where it ends before."""
     parts = []
     while size:
@@ -237,14 +255,16 @@ def read_exactly(read, size):
     return b"".join(parts)
 
 
-def iter_pack(read):
+def iter_pack(
+    read: Callable[[int], bytes],
+) -> Iterator[tuple[str, int, Iterator[bytes]]]:
     """
     ``(digest, size, pieces)`` for each blob of a pack; ``pieces`` must be used up before the next.
 
     ``read(n)`` gives at most n bytes, b"" at the end. :raises EOFError: where the pack is cut off.
     """
 
-    def pieces(size):
+    def pieces(size: int) -> Iterator[bytes]:
         while size:
             part = read(min(size, 1 << 20))
             if not part:
