@@ -1,0 +1,1 @@
+"""Runs on this machine: one detached agent a rank, found again by the lock that it holds."""
