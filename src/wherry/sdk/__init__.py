@@ -1,0 +1,1 @@
+"""The Python client: thin functions over HTTP. The command line stands on it."""
