@@ -42,7 +42,10 @@ leave. 401, 403: the same. 5xx and no answer: try again, for as long as it takes
 
 =========== ========================================================================================
 config.json what the agent was told, mode 0600
-lock        the agent holds ``flock(LOCK_EX)`` on it for life: the proof that it lives
+lock        the agent holds ``flock(LOCK_EX)`` on it for life: the proof that it lives. Once it has
+            the lock it writes its pid into the file; one that finds a pid there leaves at once, so
+            that a rank runs once. One that leaves by itself appends " left" as its last act.
+stop        written by the back end before SIGTERM: the seconds of grace, instead of config's
 child.json  ``{"pid", "started"}`` of the program, written right after it was started
 journal     the newest frames; a torn last frame is possible. ``journal.SEQ``: older segments, named
             by their first frame; ``agent.journal.read_folder`` reads them all, in order
@@ -132,7 +135,7 @@ def iter_frames(
     while end - at >= HEADER.size:
         length, kind, seq, time = HEADER.unpack_from(view, at)
         if length < _REST or not LOG <= kind <= EXIT:
-            raise ValueError("not a frame at byte %d" % at)
+            raise ValueError(f"not a frame at byte {at}")
         if at + 4 + length > end:
             return
         yield kind, seq, time, view[at + HEADER.size : at + 4 + length]
@@ -166,13 +169,9 @@ ATTACH_OUT = 2  #: u8 stream, bytes
 ATTACH_ENDED = 3  #: JSON {"state", "exit_code", "signal"}
 ATTACH_NOTE = 4  #: UTF-8 text for the person, such as "building the environment"
 # terminal to agent
-ATTACH_START = (
-    11  #: JSON {"env": {...}, "tty": {"rows", "cols"} or null, "stdin": bool}
-)
+ATTACH_START = 11  #: JSON {"env": {...}, "tty": {"rows", "cols"} or null, "stdin": bool}
 ATTACH_IN = 12  #: bytes for stdin; empty: end of file
-ATTACH_SIGNAL = (
-    13  #: JSON {"signal": number}: to the program's foreground process group
-)
+ATTACH_SIGNAL = 13  #: JSON {"signal": number}: to the program's foreground process group
 ATTACH_RESIZE = 14  #: JSON {"rows", "cols"}
 ATTACH_DETACH = 15  #: nothing
 ATTACH = {
