@@ -12,7 +12,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 from wherry.agent import protocol
 from wherry.errors import Unavailable
@@ -41,7 +41,7 @@ class Listener:
         self.socket.listen(128)
         self.socket.setblocking(False)
 
-    def __enter__(self) -> Listener:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

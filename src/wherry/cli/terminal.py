@@ -13,6 +13,7 @@ import termios
 import time
 import tty
 from collections.abc import Callable
+from typing import Any
 
 from wherry.cli.colour import RANKS, is_terminal, paint
 
@@ -29,7 +30,7 @@ class Terminal:
 
     def __init__(self, fd: int = 0) -> None:
         self.fd = fd
-        self._saved: list[object] | None = None
+        self._saved: list[Any] | None = None
 
     @property
     def raw(self) -> bool:

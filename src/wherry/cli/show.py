@@ -1,0 +1,122 @@
+"""``wherry show``: one run, and why it is as it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from wherry.cli import options
+
+if TYPE_CHECKING:
+    from wherry.core.api import RunDetail
+    from wherry.core.job import JobSpec
+    from wherry.core.run import File, Rank, Run
+
+_MANY = 20  # ranks, metrics, events shown to a person
+
+
+@click.command()
+@options.run_argument
+@options.on_option
+@options.json_option
+def show(ref: str, on: str, as_json: bool) -> None:
+    """
+    Show one run: its state, why, its ranks, where the time went, parameters, metrics, events.
+
+    RUN is an id, the beginning of one, a name (its newest run) or "last".
+    """
+    from wherry.cli import output
+
+    client = options.connect(on)
+    detail = client.run(ref)
+    files = client.files(detail.run.id)
+    if as_json:
+        nested = output.plain(detail)
+        output.as_json({**nested.pop("run"), **nested, "files": files})
+    else:
+        output.thing((detail, files), lambda pair: _fields(*pair), json=False)
+
+
+def _fields(detail: RunDetail, files: list[File]) -> Iterator[tuple[str, str]]:
+    from wherry.cli.output import ago, duration, number
+    from wherry.cli.words import command_line, seconds
+    from wherry.core.job import format_bytes
+
+    run, now = detail.run, time.time()
+    yield "run", run.id
+    yield "name", run.name
+    yield "state", str(run.state)
+    yield "why", _why(run)
+    yield "command", command_line(run.spec)
+    yield "where", run.spec.code.in_place or (f"a copy of {run.spec.code.bundle[:12]}")
+    yield "environment", _environment(run.spec)
+    yield "ranks", _ranks(run)
+    yield "created", ago(run.created, now)
+    yield "took", duration(seconds(run, now))
+    yield "repeats", run.parent
+    yield "tags", " ".join(run.spec.tags)
+    yield "note", run.spec.note
+    yield "params", "  ".join(f"{name}={value}" for name, value in detail.params.items())
+    yield (
+        "metrics",
+        _some([f"{s.name}={number(s.last)} (step {s.last_step})" for s in detail.metrics]),
+    )
+    for attempt in detail.attempts:
+        words = [_rank(rank) for rank in attempt.ranks]
+        yield f"attempt {attempt.id.number}", _some(words)
+    if files:
+        size = format_bytes(sum(file.size for file in files))
+        yield "files", f"{len(files)}, {size}: wherry files {run.id}"
+    yield (
+        "events",
+        _some([f"{ago(e.time, now)}: {e.kind} {e.message}".strip() for e in detail.events]),
+    )
+    yield "log", f"wherry logs {run.id}"
+    yield "again", f"wherry run --from {run.id}"
+
+
+def _why(run: Run) -> str:
+    from wherry.cli.words import outcome
+
+    lines = [outcome(run)]
+    if run.verdict is not None and lines[0]:
+        lines += [f"  {line}" for line in run.verdict.last_lines]
+        lines += [f"hint: {run.verdict.hint}"] if run.verdict.hint else []
+    return "\n".join(lines)
+
+
+def _environment(spec: JobSpec) -> str:
+    environment = spec.environment
+    return "  ".join(word for word in (environment.origin, environment.python) if word)
+
+
+def _ranks(run: Run) -> str:
+    spec = run.spec
+    size = f"{spec.workers} workers × {spec.processes} processes" if spec.world_size > 1 else ""
+    asked = [
+        f"{name} {amount:g}"
+        for name, amount in (("cpu", spec.resources.cpu), ("gpu", spec.resources.gpu))
+        if amount
+    ]
+    if spec.resources.memory:
+        from wherry.core.job import format_bytes
+
+        asked.append(f"memory {format_bytes(spec.resources.memory)}")
+    return ", ".join([size] * bool(size) + asked)
+
+
+def _rank(rank: Rank) -> str:
+    from wherry.cli.output import duration
+
+    phases = ", ".join(f"{name} {duration(took)}" for name, took in rank.phases.items())
+    code = f" ({rank.exit_code})" if rank.exit_code else ""
+    return f"rank {rank.rank} {rank.state}{code}" + (f": {phases}" if phases else "")
+
+
+def _some(lines: list[str]) -> str:
+    if len(lines) > _MANY:
+        lines = [*lines[:_MANY], f"… {len(lines) - _MANY} more: --json shows them"]
+    return "\n".join(lines)

@@ -1,0 +1,61 @@
+"""
+A run in words: how it went, why, how to repeat it, and the status to exit with. Pure.
+
+Called by ``ps``, ``show``, ``run``, ``stop``.
+"""
+
+from __future__ import annotations
+
+import shlex
+
+from wherry.cli.output import Column, ago, duration, state_style
+from wherry.core.job import JobSpec
+from wherry.core.run import Run
+from wherry.core.states import RunState
+
+
+def exit_status(run: Run) -> int:
+    """The script's own status; 128 + n where signal n killed it; 1 where it never ran."""
+    if run.state is RunState.SUCCEEDED:
+        return 0
+    code = run.exit_code
+    if code is None and run.verdict is not None:
+        code = run.verdict.exit_code
+        if code is None and run.verdict.signal is not None:
+            return 128 + run.verdict.signal
+    if code is None or code == 0:
+        return 1
+    return code if code > 0 else 128 - code
+
+
+def seconds(run: Run, now: float) -> float | None:
+    """How long it has run, or ran."""
+    return None if run.started is None else (run.ended or now) - run.started
+
+
+def outcome(run: Run) -> str:
+    """Why it is in its state, in one line."""
+    if run.verdict is not None and run.state is not RunState.SUCCEEDED:
+        return run.verdict.message
+    return run.reason
+
+
+def command_line(spec: JobSpec) -> str:
+    """What runs, as one would type it."""
+    if spec.command:
+        return shlex.join(spec.command)
+    return f"{spec.call.name or 'a function'}()" if spec.call else ""
+
+
+def columns(now: float) -> list[Column]:
+    """A list of runs, for people."""
+    return [
+        Column("ID", lambda run: run.id),
+        Column("NAME", lambda run: run.name),
+        Column("STATE", lambda run: str(run.state), style=state_style),
+        Column("RANKS", lambda run: str(run.spec.world_size), right=True),
+        Column("CREATED", lambda run: ago(run.created, now)),
+        Column("TOOK", lambda run: duration(seconds(run, now)), right=True),
+        Column("TAGS", lambda run: " ".join(run.spec.tags)),
+        Column("WHY", outcome),
+    ]
