@@ -40,9 +40,7 @@ _R = RunState
 RUN_NEXT: dict[RunState, frozenset[RunState]] = {
     _R.SUBMITTED: frozenset({_R.QUEUED, _R.STARTING, _R.STOPPED, _R.FAILED}),
     _R.QUEUED: frozenset({_R.STARTING, _R.STOPPED, _R.FAILED}),
-    _R.STARTING: frozenset(
-        {_R.RUNNING, _R.SUCCEEDED, _R.FAILED, _R.STOPPED, _R.LOST, _R.QUEUED}
-    ),
+    _R.STARTING: frozenset({_R.RUNNING, _R.SUCCEEDED, _R.FAILED, _R.STOPPED, _R.LOST, _R.QUEUED}),
     _R.RUNNING: frozenset({_R.SUCCEEDED, _R.FAILED, _R.STOPPED, _R.LOST, _R.QUEUED}),
     _R.SUCCEEDED: frozenset(),
     _R.FAILED: frozenset(),

@@ -1,0 +1,288 @@
+"""
+What agents report: taken apart, then committed in groups.
+
+Called by the agents' routes. One thread writes; while it commits, the next group gathers, so a
+thousand ranks cost few transactions. A report is acknowledged after its commit, never before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import queue
+import struct
+import threading
+from array import array
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+
+from wherry.agent import protocol
+from wherry.control.live import Live
+from wherry.control.tokens import RankIdentity
+from wherry.core.bundle import check_digest, check_path
+from wherry.core.job import Scalar
+from wherry.core.run import Cause, File, Series
+from wherry.core.states import RankState
+from wherry.errors import InvalidInput
+from wherry.store.base import Chunk, Exit, Report, Store
+
+#: In a stored log chunk each block is ``f64 time | u8 stream | u32 length`` and its bytes.
+BLOCK = struct.Struct("<dBI")
+_GROUP = 64  # reports in one transaction at the most
+
+
+class _Exit(msgspec.Struct):
+    state: str
+    exit_code: int | None = None
+    signal: int | None = None
+    cause: str = ""
+    message: str = ""
+    last_lines: tuple[str, ...] = ()
+
+
+class _File(msgspec.Struct):
+    path: str
+    digest: str
+    size: int
+    modified: float = 0.0
+
+
+_CAUSES = frozenset(Cause.__args__)  # type: ignore[attr-defined]
+_ENDS = {s.value: s for s in (RankState.SUCCEEDED, RankState.FAILED, RankState.STOPPED)}
+
+
+def parse(who: RankIdentity, body: bytes) -> Report | None:
+    """
+    The report that these frames make; None where there are none.
+
+    :raises InvalidInput: where they are no frames, are not consecutive, or hold nonsense.
+    """
+    builder = _Builder(who)
+    try:
+        for kind, seq, time, payload in protocol.iter_frames(body):
+            builder.add(kind, seq, time, payload)
+    except (ValueError, msgspec.DecodeError, struct.error) as error:
+        raise InvalidInput(f"a report of rank {who.rank} does not decode: {error}") from None
+    return builder.report()
+
+
+class _Builder:
+    """Gathers the frames of one request."""
+
+    def __init__(self, who: RankIdentity) -> None:
+        self.who = who
+        self.first = self.last = 0
+        self.logs: list[bytes] = []
+        self.lines = 0
+        self.log_times: list[float] = []
+        self.packed: dict[int, list[bytes]] = {protocol.METRIC: [], protocol.USAGE: []}
+        self.fields: dict[str, Any] = {}
+        self.files: list[File] = []
+        self.params: dict[str, Scalar] = {}
+        self.phases: dict[str, float] = {}
+        self.result = ""
+
+    def add(self, kind: int, seq: int, time: float, payload: memoryview) -> None:
+        if self.last and seq != self.last + 1:
+            raise ValueError(f"frame {seq} follows frame {self.last}")
+        self.first, self.last = self.first or seq, seq
+        if kind == protocol.LOG:
+            self._log(time, payload)
+        elif kind in self.packed:
+            self.packed[kind].append(bytes(payload))
+        else:
+            self._record(kind, time, bytes(payload))
+
+    def _log(self, time: float, payload: memoryview) -> None:
+        text = bytes(payload[1:])
+        self.logs += [BLOCK.pack(time, payload[0], len(text)), text]
+        self.lines += text.count(b"\n") + (not text.endswith(b"\n"))
+        self.log_times.append(time)
+
+    def _record(self, kind: int, time: float, payload: bytes) -> None:
+        if kind == protocol.PARAMS:
+            self.params.update(msgspec.json.decode(payload, type=dict[str, Scalar]))
+        elif kind == protocol.FILE:
+            file = msgspec.json.decode(payload, type=_File)
+            self.files.append(
+                File(
+                    path=check_path(file.path),
+                    digest=check_digest(file.digest),
+                    size=file.size,
+                    attempt=self.who.attempt.number,
+                    rank=self.who.rank,
+                    modified=file.modified,
+                )
+            )
+        elif kind == protocol.PHASE:
+            phase = msgspec.json.decode(payload, type=dict[str, str | float])
+            self.phases[str(phase["phase"])] = float(phase["seconds"])
+        elif kind == protocol.STARTED:
+            self.fields["state"] = RankState.RUNNING
+        elif kind == protocol.RESULT:
+            self.result = check_digest(msgspec.json.decode(payload)["digest"])
+        elif kind == protocol.EXIT:
+            self.fields["exit"] = self._exit(time, msgspec.json.decode(payload, type=_Exit))
+
+    def _exit(self, time: float, said: _Exit) -> Exit:
+        if said.state not in _ENDS or said.cause not in _CAUSES:
+            raise ValueError(f"no such end: {said.state!r}, {said.cause!r}")
+        cause: Any = said.cause
+        return Exit(
+            state=_ENDS[said.state],
+            time=time,
+            exit_code=said.exit_code,
+            signal=said.signal,
+            cause=cause,
+            message=said.message[:4000],
+            last_lines=tuple(line[:2000] for line in said.last_lines[-50:]),
+        )
+
+    def report(self) -> Report | None:
+        if not self.last:
+            return None
+        if self.result and (exit := self.fields.get("exit")):
+            self.fields["exit"] = msgspec.structs.replace(exit, result=self.result)
+        return Report(
+            attempt=self.who.attempt,
+            rank=self.who.rank,
+            incarnation=self.who.incarnation,
+            first_seq=self.first,
+            last_seq=self.last,
+            chunks=tuple(self._chunks()),
+            series=tuple(self._series()),
+            files=tuple(self.files),
+            params=self.params,
+            phases=self.phases,
+            **self.fields,
+        )
+
+    def _chunks(self) -> Iterator[Chunk]:
+        if self.logs:
+            yield Chunk(
+                kind="log",
+                payload=b"".join(self.logs),
+                count=self.lines,
+                first=self.log_times[0],
+                last=self.log_times[-1],
+            )
+        for kind, name in ((protocol.METRIC, "metric"), (protocol.USAGE, "usage")):
+            if parts := self.packed[kind]:
+                payload = b"".join(parts)
+                times = [t for _, _, ts, _ in protocol.unpack_series(payload) for t in ts[:1]]
+                count = sum(len(steps) for _, steps, _, _ in protocol.unpack_series(payload))
+                yield Chunk(
+                    kind="metric" if name == "metric" else "usage",
+                    payload=payload,
+                    count=count,
+                    first=min(times, default=0.0),
+                    last=max(times, default=0.0),
+                )
+
+    def _series(self) -> Iterator[Series]:
+        for part in self.packed[protocol.METRIC]:
+            for name, steps, times, values in protocol.unpack_series(part):
+                if steps:
+                    yield _summary(self.who, name, steps, times, values)
+
+
+def _summary(
+    who: RankIdentity, name: str, steps: array[int], times: array[float], values: array[float]
+) -> Series:
+    # A finite sum proves that every value is finite; most batches are.
+    finite: Any = values
+    if not math.isfinite(math.fsum(values[:1]) if len(values) == 1 else sum(values)):
+        finite = [v for v in values if math.isfinite(v)]
+    return Series(
+        name=name,
+        attempt=who.attempt.number,
+        rank=who.rank,
+        count=len(steps),
+        last=values[-1],
+        last_step=steps[-1],
+        last_time=times[-1],
+        min=min(finite, default=None),
+        max=max(finite, default=None),
+    )
+
+
+class Ingest:
+    """The one writer. ``add`` from any thread; the future holds the last frame stored."""
+
+    def __init__(self, store: Store, live: Live, changed: Callable[[Report], None]) -> None:
+        self._store, self._live, self._changed = store, live, changed
+        self._queue: queue.SimpleQueue[tuple[Report, _Done] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Write what is queued, then end."""
+        self._queue.put(None)
+        self._thread.join()
+
+    async def add(self, report: Report) -> int:
+        """Store; the last frame stored. :raises WherryError: where the store refuses it."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[int] = loop.create_future()
+
+        def done(outcome: int | Exception) -> None:
+            loop.call_soon_threadsafe(_settle, future, outcome)
+
+        self._queue.put((report, done))
+        return await future
+
+    def add_now(self, report: Report) -> int:
+        """The same for threads: blocks until it is stored."""
+        ready = threading.Event()
+        box: list[int | Exception] = []
+
+        def done(outcome: int | Exception) -> None:
+            box.append(outcome)
+            ready.set()
+
+        self._queue.put((report, done))
+        ready.wait()
+        if isinstance(box[0], Exception):
+            raise box[0]
+        return box[0]
+
+    def _run(self) -> None:
+        while (first := self._queue.get()) is not None:
+            group = [first]
+            try:
+                while len(group) < _GROUP:
+                    entry = self._queue.get_nowait()
+                    if entry is None:
+                        self._queue.put(None)
+                        break
+                    group.append(entry)
+            except queue.Empty:
+                pass
+            self._commit(group)
+
+    def _commit(self, group: list[tuple[Report, _Done]]) -> None:
+        try:
+            outcomes = self._store.ingest([report for report, _ in group])
+        except Exception as error:  # e.g. StorageFull: nobody is acknowledged, all send again
+            outcomes = [error] * len(group)
+        for (report, done), outcome in zip(group, outcomes, strict=True):
+            done(outcome)
+            if not isinstance(outcome, Exception):
+                self._changed(report)
+
+
+_Done = Callable[["int | Exception"], None]
+
+
+def _settle(future: asyncio.Future[int], outcome: int | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

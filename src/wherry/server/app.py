@@ -1,0 +1,258 @@
+"""
+The composition root: which store, which blobs, which back ends; the routes over them.
+
+Called by ``server.__main__`` and by tests. The only module, beside ``wherry.testing``, that names
+concrete stores and back ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import logging
+import secrets
+import shutil
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from litestar import Litestar, Request, Response
+from litestar.di import Provide
+from litestar.exceptions import HTTPException
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.types import ASGIApp
+from msgspec import Struct
+
+from wherry import settings
+from wherry._version import __version__
+from wherry.agent import package
+from wherry.backends.base import Backend
+from wherry.backends.local.backend import LocalBackend
+from wherry.blobs.base import Blobs
+from wherry.blobs.objects import ObjectBlobs
+from wherry.control.bus import Bus
+from wherry.control.cleanup import Cleanup
+from wherry.control.live import Live
+from wherry.control.reconcile import Options, Reconciler
+from wherry.control.reports import Ingest, Report
+from wherry.control.runs import Runs
+from wherry.control.tokens import Tokens
+from wherry.core.api import Prune, encode
+from wherry.core.ids import new_token
+from wherry.errors import Internal, InvalidInput, NotFound, WherryError
+from wherry.server.auth import Guard
+from wherry.server.routes import admin, agents, blobs, logs, runs
+from wherry.server.services import Services
+from wherry.store.base import Store
+from wherry.store.sql import SCHEMA, SqlStore
+
+log = logging.getLogger("wherry.server")
+_PRUNE_EVERY = 3600.0  # seconds
+
+
+class Keys(Struct, frozen=True):
+    """The secrets of one home, made at its first start, readable by its owner alone."""
+
+    token: str
+    secret: bytes
+
+    @classmethod
+    def of(cls, home: Path) -> Keys:
+        """Read, or make, the keys of this home."""
+        token = _once(home / "token", lambda: new_token("wu").encode())
+        return cls(token.decode(), _once(home / "secret", lambda: secrets.token_bytes(32)))
+
+
+def _once(path: Path, make: Callable[[], bytes]) -> bytes:
+    if not path.exists():
+        partial = path.with_suffix(".partial")
+        partial.touch(mode=0o600)
+        partial.write_bytes(make())
+        partial.replace(path)
+    return path.read_bytes()
+
+
+class ControlPlane:
+    """Everything behind one address."""
+
+    def __init__(
+        self,
+        *,
+        home: Path,
+        url: str,
+        keys: Keys,
+        store: Store,
+        blobs: Blobs,
+        backends: Mapping[str, Backend],
+    ) -> None:
+        self.url, self.keys = url, keys
+        options = Options(settings.get)
+        bus, live, tokens = Bus(), Live(lease=options.lease), Tokens(keys.secret)
+        self.reconciler: Reconciler
+        ingest = Ingest(store, live, self._changed)
+        self.reconciler = Reconciler(
+            store=store,
+            backends=backends,
+            ingest=ingest,
+            live=live,
+            bus=bus,
+            tokens=tokens,
+            url=lambda: self.url,
+            options=options,
+        )
+        use_cases = Runs(
+            store=store,
+            blobs=blobs,
+            backends=backends,
+            reconciler=self.reconciler,
+            bus=bus,
+            removed=lambda run_id: shutil.rmtree(home / "checkpoints" / run_id, ignore_errors=True),
+        )
+        cleanup = Cleanup(
+            store=store,
+            blobs=blobs,
+            delete=use_cases.delete,
+            keep=(home / "secret", home / "token"),
+        )
+        self.services = Services(
+            store=store,
+            blobs=blobs,
+            runs=use_cases,
+            ingest=ingest,
+            live=live,
+            bus=bus,
+            reconciler=self.reconciler,
+            cleanup=cleanup,
+            home=home,
+            owner=getpass.getuser(),
+            url=url,
+            schema=SCHEMA,
+        )
+        self.routes = _routes(self)
+        self.app: ASGIApp = Guard(
+            self.routes,
+            token=keys.token,
+            owner=self.services.owner,
+            tokens=tokens,
+            hosts=lambda: _hosts(self.url),
+        )
+
+    def _changed(self, report: Report) -> None:
+        self.reconciler.changed(report)
+
+    def start(self) -> None:
+        """Begin to write and to decide."""
+        self.services.ingest.start()
+        self.reconciler.start()
+
+    def close(self) -> None:
+        """Stop deciding, write what is queued, release the store. Runs go on."""
+        self.reconciler.close()
+        self.services.bus.close()
+        self.services.ingest.close()
+        self.services.store.close()
+
+    async def prune_for_ever(self) -> None:
+        """Keep the retention setting and forget old idempotency keys."""
+        store, clock = self.services.store, self.services.runs.clock
+        while True:
+            keys_before = clock() - settings.get("idempotency_retention") * 86400
+            await asyncio.to_thread(store.prune_idempotency, keys_before)
+            if days := settings.get("retention"):
+                await asyncio.to_thread(self.services.cleanup.prune, Prune(days=days))
+            await asyncio.sleep(_PRUNE_EVERY)
+
+
+def embedded(home: Path, *, url: str) -> ControlPlane:
+    """
+    The control plane of one machine: SQLite, a folder, the local back end.
+
+    :raises SchemaTooNew: :raises StorageFull:
+    """
+    zipped = package.build_zip()
+    agent = package.unpack(zipped, home / "cache" / "agent")
+    backend = LocalBackend(home, agent=agent, server_file=str(home / "server.json"))
+    return ControlPlane(
+        home=home,
+        url=url,
+        keys=Keys.of(home),
+        store=SqlStore.open(f"sqlite:///{home / 'wherry.db'}"),
+        blobs=ObjectBlobs.open(str(home / "blobs")),
+        backends={"local": backend},
+    )
+
+
+def _hosts(url: str) -> frozenset[str]:
+    port = url.rpartition(":")[2]
+    return frozenset(f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]"))
+
+
+def _routes(plane: ControlPlane) -> Litestar:
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        plane.start()
+        pruning = asyncio.create_task(plane.prune_for_ever())
+        try:
+            yield
+        finally:
+            pruning.cancel()
+            plane.close()
+
+    return Litestar(
+        route_handlers=[
+            admin.health,
+            admin.router,
+            agents.router,
+            blobs.router,
+            runs.router,
+            logs.router,
+        ],
+        dependencies={"services": Provide(lambda: plane.services, sync_to_thread=False)},
+        exception_handlers={
+            WherryError: _on_wherry_error,
+            HTTPException: _on_http_error,
+            Exception: _on_defect,
+        },
+        lifespan=[lifespan],
+        openapi_config=OpenAPIConfig(
+            title="Wherry",
+            version=__version__,
+            path="/api/v1/openapi",
+            render_plugins=[JsonRenderPlugin()],
+            use_handler_docstrings=True,
+        ),
+        request_max_body_size=32 * 2**20,
+    )
+
+
+def _envelope(error: WherryError, status: int) -> Response[Any]:
+    return Response(encode(error.envelope()), status_code=status, media_type="application/json")
+
+
+def _on_wherry_error(_: Request[Any, Any, Any], error: WherryError) -> Response[Any]:
+    return _envelope(error, error.http_status)
+
+
+def _on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+    """The framework's own refusals: bad bodies and parameters, unknown paths and methods."""
+    said = str(error.detail)
+    if isinstance(error.extra, list) and error.extra:
+        said += ": " + "; ".join(
+            f"{item.get('key', '')}: {item.get('message', '')}"
+            for item in error.extra
+            if isinstance(item, dict)
+        )
+    cls = NotFound if error.status_code == 404 else InvalidInput
+    if error.status_code >= 500:
+        return _on_defect(request, error)
+    return _envelope(cls(said[:1000]), error.status_code)
+
+
+def _on_defect(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    number = secrets.token_hex(4)
+    log.exception("%s: %s %s", number, request.method, request.url.path, exc_info=error)
+    return _envelope(
+        Internal(f"a defect of Wherry, number {number} in server.log"), Internal.http_status
+    )

@@ -1,0 +1,1 @@
+"""The routes, one file a caller or noun. Thin: a route decodes, calls ``control``, encodes."""

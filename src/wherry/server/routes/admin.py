@@ -1,0 +1,83 @@
+"""
+Health, status, cleaning, backups: what operators and the command line's ``up`` call.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import msgspec
+from litestar import Response, Router, get, post
+from litestar.status_codes import HTTP_200_OK, HTTP_202_ACCEPTED
+
+from wherry._version import __version__
+from wherry.core.api import Backup, BackupDone, Prune, Pruned, Status
+from wherry.core.job import json_schema
+from wherry.core.states import RUN_TERMINAL, RunState
+from wherry.server.services import Services
+from wherry.store.base import RunFilter
+
+
+@get("/healthz", sync_to_thread=False)
+def healthz() -> dict[str, Any]:
+    """The process answers."""
+    return {"ok": True, "pid": os.getpid()}
+
+
+@get("/readyz", sync_to_thread=True)
+def readyz(services: Services) -> dict[str, Any]:
+    """The store can be read and written; 503 where it cannot."""
+    services.store.check()
+    return {"ok": True}
+
+
+@get("/status", sync_to_thread=True)
+def status(services: Services) -> Status:
+    """The control plane: who, where, how much."""
+    active = frozenset(RunState) - RUN_TERMINAL
+    counts = {state.value: 0 for state in RunState}
+    for run in services.store.runs(RunFilter(states=active, limit=10**6)):
+        counts[run.state] += 1
+    local = services.runs.backends.get("local")
+    capacity = local.capacity() if local else None
+    return Status(
+        pid=os.getpid(),
+        url=services.url,
+        version=__version__,
+        home=str(services.home),
+        started=services.started,
+        schema=services.schema,
+        runs={state: n for state, n in counts.items() if n},
+        capacity=msgspec.to_builtins(capacity) if capacity else None,
+    )
+
+
+@post("/shutdown", status_code=HTTP_202_ACCEPTED, sync_to_thread=False)
+def shutdown() -> Response[None]:
+    """End this process. Runs go on and are adopted by the next one."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    return Response(None, status_code=HTTP_202_ACCEPTED)
+
+
+@get("/schemas/job", sync_to_thread=False)
+def job_schema() -> dict[str, Any]:
+    """The JSON schema of a JobSpec."""
+    return json_schema()
+
+
+@post("/prune", status_code=HTTP_200_OK, sync_to_thread=True)
+def prune(data: Prune, services: Services) -> Pruned:
+    """Remove old runs and unreferenced blobs."""
+    return services.cleanup.prune(data)
+
+
+@post("/backup", status_code=HTTP_200_OK, sync_to_thread=True)
+def backup(data: Backup, services: Services) -> BackupDone:
+    """Write a backup on the control plane's machine while everything goes on."""
+    return services.cleanup.backup(data)
+
+
+health = Router(path="/", route_handlers=[healthz, readyz])
+router = Router(path="/api/v1", route_handlers=[status, shutdown, job_schema, prune, backup])

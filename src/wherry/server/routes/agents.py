@@ -1,0 +1,186 @@
+"""
+What agents call, below ``/agent/v1``. The guard has put a rank's identity into the request.
+
+The protocol is described in ``agent.protocol``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from functools import lru_cache
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Request, Response, Router, get, post, put
+from litestar.params import Parameter
+from litestar.response import Stream
+from litestar.status_codes import HTTP_200_OK, HTTP_202_ACCEPTED, HTTP_204_NO_CONTENT
+
+from wherry.agent.protocol import pack_item
+from wherry.blobs.base import Blobs
+from wherry.control.cleanup import read_manifest
+from wherry.control.reports import parse
+from wherry.control.tokens import RankIdentity
+from wherry.core.api import Digests
+from wherry.core.bundle import check_digest
+from wherry.core.job import JobSpec
+from wherry.core.states import RANK_TERMINAL
+from wherry.errors import Forbidden, StaleToken
+from wherry.server.services import Services
+
+_INLINE = 64 * 1024  # bytes of frames that are parsed on the event loop
+_MAX_REPORT = 64 * 2**20
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent introduces itself."""
+
+    protocol: int
+    address: str
+    ports: tuple[int, ...] = ()
+    host: str = ""
+    pid: int = 0
+    python: str = ""
+
+
+def _who(request: Request[Any, Any, Any]) -> RankIdentity:
+    identity = request.scope["state"]["identity"]
+    assert isinstance(identity, RankIdentity)
+    return identity
+
+
+@post("/hello", status_code=HTTP_200_OK)
+async def hello(
+    request: Request[Any, Any, Any], data: Hello, services: Services
+) -> dict[str, int | float]:
+    """An agent has come up; it learns what was stored of it already."""
+    who = _who(request)
+    rank = await asyncio.to_thread(
+        services.store.arrive,
+        who.attempt,
+        who.rank,
+        who.incarnation,
+        address=data.address,
+        ports=data.ports,
+    )
+    services.live.heard(who.attempt, who.rank)
+    services.bus.publish(who.attempt.run)
+    return {"acked": rank.acked, "lease": services.live.lease}
+
+
+@get("/peers")
+async def peers(
+    request: Request[Any, Any, Any],
+    services: Services,
+    wait: Annotated[float, Parameter(ge=0, le=60)] = 20.0,
+) -> Response[dict[str, Any]]:
+    """Every rank's address once all have arrived; until then, after ``wait``, who is missing."""
+    who = _who(request)
+    deadline = asyncio.get_running_loop().time() + wait
+    while True:
+        version = services.bus.version(who.attempt.run)
+        attempt = await asyncio.to_thread(services.store.attempt, who.attempt)
+        services.live.heard(who.attempt, who.rank)
+        missing = [r.rank for r in attempt.ranks if not r.address]
+        if not missing:
+            found = [
+                {"rank": r.rank, "address": r.address, "ports": list(r.ports)}
+                for r in attempt.ranks
+            ]
+            return Response({"peers": found})
+        left = deadline - asyncio.get_running_loop().time()
+        if left <= 0 or services.live.stopping(who.attempt) or services.bus.closed:
+            return Response({"missing": missing}, status_code=HTTP_202_ACCEPTED)
+        await services.bus.wait(who.attempt.run, version, timeout=left)
+
+
+@post("/reports", status_code=HTTP_200_OK, request_max_body_size=_MAX_REPORT)
+async def reports(request: Request[Any, Any, Any], services: Services) -> dict[str, Any]:
+    """Frames, or none for a heartbeat. What is acknowledged is on disk."""
+    who = _who(request)
+    body = await request.body()
+    if len(body) > _INLINE:
+        report = await asyncio.to_thread(parse, who, body)
+    else:
+        report = parse(who, body)
+    if report is None:
+        acked = await asyncio.to_thread(_still_current, services, who)
+    else:
+        acked = await services.ingest.add(report)
+    services.live.heard(who.attempt, who.rank)
+    return {"acked": acked, "stop": services.live.stopping(who.attempt)}
+
+
+def _still_current(services: Services, who: RankIdentity) -> int:
+    """What was stored of this rank. :raises StaleToken: where it was declared over."""
+    attempt = services.store.attempt(who.attempt)
+    rank = attempt.ranks[who.rank]
+    if rank.incarnation != who.incarnation or attempt.ended is not None:
+        raise StaleToken(f"rank {who.rank} of attempt {who.attempt} was replaced")
+    if rank.state in RANK_TERMINAL and rank.cause in ("lease", "agent-lost"):
+        raise StaleToken(f"rank {who.rank} of attempt {who.attempt} was declared lost")
+    return rank.acked
+
+
+@get("/blobs/{digest:str}")
+async def fetch(request: Request[Any, Any, Any], digest: str, services: Services) -> Stream:
+    """One blob that belongs to the rank's run."""
+    await asyncio.to_thread(_allow, services, _who(request), [check_digest(digest)])
+    services.blobs.size(digest)
+    return Stream(services.blobs.get(digest), media_type="application/octet-stream")
+
+
+@post("/blobs/fetch", status_code=HTTP_200_OK)
+async def fetch_many(request: Request[Any, Any, Any], data: Digests, services: Services) -> Stream:
+    """Many blobs that belong to the rank's run, as one pack."""
+    await asyncio.to_thread(_allow, services, _who(request), list(data.digests))
+    return Stream(_pack(services.blobs, data.digests), media_type="application/octet-stream")
+
+
+def _pack(blobs: Blobs, digests: tuple[str, ...]) -> Iterator[bytes]:
+    for digest in digests:
+        yield pack_item(digest, blobs.size(digest))
+        yield from blobs.get(digest)
+
+
+def _allow(services: Services, who: RankIdentity, digests: list[str]) -> None:
+    """:raises Forbidden: for a blob that is no part of the rank's run."""
+    spec = services.store.run(who.attempt.run).spec
+    named = {
+        spec.code.bundle,
+        spec.environment.requirements,
+        spec.call.payload if spec.call else "",
+    }
+    for digest in digests:
+        if digest not in named and digest not in _entries(services.blobs, spec):
+            raise Forbidden(f"blob {digest[:80]} is no part of run {who.attempt.run}")
+
+
+def _entries(blobs: Blobs, spec: JobSpec) -> frozenset[str]:
+    return _entries_of(blobs, spec.code.bundle) if spec.code.bundle else frozenset()
+
+
+@lru_cache(maxsize=64)
+def _entries_of(blobs: Blobs, bundle: str) -> frozenset[str]:
+    return frozenset(entry.digest for entry in read_manifest(blobs, bundle).entries)
+
+
+@put("/blobs/{digest:str}", status_code=HTTP_204_NO_CONTENT, request_max_body_size=None)
+async def store(request: Request[Any, Any, Any], digest: str, services: Services) -> None:
+    """Keep a blob; it can be seen when it is whole."""
+    await asyncio.to_thread(_still_current, services, _who(request))
+    await receive(services.blobs, check_digest(digest), request.stream())
+
+
+async def receive(blobs: Blobs, digest: str, stream: AsyncIterator[bytes]) -> None:
+    """Spool a body to disk, then store it: a slow sender holds no lock and no thread."""
+    with tempfile.SpooledTemporaryFile(max_size=1 << 20) as spool:
+        async for part in stream:
+            spool.write(part)
+        spool.seek(0)
+        await asyncio.to_thread(blobs.put, digest, iter(lambda: spool.read(1 << 20), b""))
+
+
+router = Router(path="/agent/v1", route_handlers=[hello, peers, reports, fetch, fetch_many, store])

@@ -1,0 +1,37 @@
+"""
+What a route may call: every use case, built once by ``server.app``.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from msgspec import Struct
+
+from wherry.blobs.base import Blobs
+from wherry.control.bus import Bus
+from wherry.control.cleanup import Cleanup
+from wherry.control.live import Live
+from wherry.control.reconcile import Reconciler
+from wherry.control.reports import Ingest
+from wherry.control.runs import Runs
+from wherry.store.base import Store
+
+
+class Services(Struct, frozen=True, kw_only=True):
+    """Handed to routes as the dependency ``services``."""
+
+    store: Store
+    blobs: Blobs
+    runs: Runs
+    ingest: Ingest
+    live: Live
+    bus: Bus
+    reconciler: Reconciler
+    cleanup: Cleanup
+    home: Path
+    owner: str
+    url: str
+    schema: str
+    started: float = time.time()
