@@ -34,8 +34,8 @@ Every error that Wherry raises on purpose, in one tree.
     ├── WaitTimeout                     exit 7
     └── Internal                   500  exit 70  a defect of Wherry
 
-An error has a stable ``code``, a ``message`` with the offending value, and often a ``hint``: the way
-out. The command line prints both and exits with ``exit_status``; the server answers with
+An error has a stable ``code``, a ``message`` with the offending value, and often a ``hint``: the
+way out. The command line prints both and exits with ``exit_status``; the server answers with
 ``http_status`` and the envelope ``{"error": {"code", "message", "hint"}}``; the client raises the
 same class again from the code.
 """

@@ -1,9 +1,9 @@
 """
 Live ranks, in memory: when each was last heard, and whether it is told to stop.
 
-Called by ``control.reports`` (heard) and ``control.reconcile`` (silent, stopping). Leases run on the
-monotonic clock of this process and start anew with it: while the control plane is down, or a wall
-clock jumps, nobody's lease runs out.
+Called by ``control.reports`` (heard) and ``control.reconcile`` (silent, stopping). Leases run on
+the monotonic clock of this process and start anew with it: while the control plane is down, or a
+wall clock jumps, nobody's lease runs out.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from wherry.core.job import Scalar
 from wherry.core.run import Cause, File, Series
 from wherry.core.states import RankState
 from wherry.errors import InvalidInput
-from wherry.store.base import Chunk, Exit, Report, Store
+from wherry.store.base import Chunk, ChunkKind, Exit, Report, Store
 
 #: In a stored log chunk each block is ``f64 time | u8 stream | u32 length`` and its bytes.
 BLOCK = struct.Struct("<dBI")
@@ -63,9 +63,21 @@ def parse(who: RankIdentity, body: bytes) -> Report | None:
     try:
         for kind, seq, time, payload in protocol.iter_frames(body):
             builder.add(kind, seq, time, payload)
+        return builder.report()
     except (ValueError, msgspec.DecodeError, struct.error) as error:
         raise InvalidInput(f"a report of rank {who.rank} does not decode: {error}") from None
-    return builder.report()
+
+
+_POINTS: dict[int, ChunkKind] = {protocol.METRIC: "metric", protocol.USAGE: "usage"}
+
+
+class _Points:
+    """The packed series of one kind in one request."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self.count = 0
+        self.first, self.last = math.inf, 0.0
 
 
 class _Builder:
@@ -77,7 +89,8 @@ class _Builder:
         self.logs: list[bytes] = []
         self.lines = 0
         self.log_times: list[float] = []
-        self.packed: dict[int, list[bytes]] = {protocol.METRIC: [], protocol.USAGE: []}
+        self.points: dict[ChunkKind, _Points] = {}
+        self.series: list[Series] = []
         self.fields: dict[str, Any] = {}
         self.files: list[File] = []
         self.params: dict[str, Scalar] = {}
@@ -90,8 +103,8 @@ class _Builder:
         self.first, self.last = self.first or seq, seq
         if kind == protocol.LOG:
             self._log(time, payload)
-        elif kind in self.packed:
-            self.packed[kind].append(bytes(payload))
+        elif kind in _POINTS:
+            self._add_points(_POINTS[kind], bytes(payload))
         else:
             self._record(kind, time, bytes(payload))
 
@@ -100,6 +113,16 @@ class _Builder:
         self.logs += [BLOCK.pack(time, payload[0], len(text)), text]
         self.lines += text.count(b"\n") + (not text.endswith(b"\n"))
         self.log_times.append(time)
+
+    def _add_points(self, kind: ChunkKind, payload: bytes) -> None:
+        found = self.points.setdefault(kind, _Points())
+        found.parts.append(payload)
+        for name, steps, times, values in protocol.unpack_series(payload):
+            if steps:
+                found.count += len(steps)
+                found.first, found.last = min(found.first, times[0]), max(found.last, times[-1])
+                if kind == "metric":
+                    self.series.append(_summary(self.who, name, steps, times, values))
 
     def _record(self, kind: int, time: float, payload: bytes) -> None:
         if kind == protocol.PARAMS:
@@ -152,7 +175,7 @@ class _Builder:
             first_seq=self.first,
             last_seq=self.last,
             chunks=tuple(self._chunks()),
-            series=tuple(self._series()),
+            series=tuple(self.series),
             files=tuple(self.files),
             params=self.params,
             phases=self.phases,
@@ -168,24 +191,14 @@ class _Builder:
                 first=self.log_times[0],
                 last=self.log_times[-1],
             )
-        for kind, name in ((protocol.METRIC, "metric"), (protocol.USAGE, "usage")):
-            if parts := self.packed[kind]:
-                payload = b"".join(parts)
-                times = [t for _, _, ts, _ in protocol.unpack_series(payload) for t in ts[:1]]
-                count = sum(len(steps) for _, steps, _, _ in protocol.unpack_series(payload))
-                yield Chunk(
-                    kind="metric" if name == "metric" else "usage",
-                    payload=payload,
-                    count=count,
-                    first=min(times, default=0.0),
-                    last=max(times, default=0.0),
-                )
-
-    def _series(self) -> Iterator[Series]:
-        for part in self.packed[protocol.METRIC]:
-            for name, steps, times, values in protocol.unpack_series(part):
-                if steps:
-                    yield _summary(self.who, name, steps, times, values)
+        for kind, found in self.points.items():
+            yield Chunk(
+                kind=kind,
+                payload=b"".join(found.parts),
+                count=found.count,
+                first=found.first,
+                last=found.last,
+            )
 
 
 def _summary(

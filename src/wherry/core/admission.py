@@ -152,7 +152,8 @@ class Ledger:
 
 def _lacking(wanted: Amount, used: Amount, total: Amount) -> Iterable[str]:
     if used.cpu + wanted.cpu > total.cpu + 1e-6:
-        yield f"needs {wanted.cpu:g} cores, {max(0.0, total.cpu - used.cpu):g} of {total.cpu:g} free"
+        idle = max(0.0, total.cpu - used.cpu)
+        yield f"needs {wanted.cpu:g} cores, {idle:g} of {total.cpu:g} free"
     if used.memory + wanted.memory > total.memory:
         free = format_bytes(max(0, total.memory - used.memory))
         yield f"needs {format_bytes(wanted.memory)} of memory, {free} free"

@@ -17,7 +17,7 @@ POST /runs/plan             Submit → Planned: what would be sent; nothing is w
 GET  /runs                  ?state=&name=&tag=&limit=&before=&all= → [Run], newest first
 GET  /runs/{ref}            → RunDetail; ``ref``: id, unique prefix, name, or "last"
 GET  /runs/{ref}/wait       ?timeout= → Run, when finished or the time (≤ 60 s) is over
-GET  /runs/{ref}/logs       ?follow=&rank=&stream=&tail=&attempt=&after= → lines of LogLine or Cursor
+GET  /runs/{ref}/logs       ?follow=&rank=&stream=&tail=&attempt=&after= → LogLine or Cursor a line,
                             as NDJSON; ``format=raw``: the bytes as they were written. Waits for a
                             run that has not started. Blank lines are sent to keep the line open.
 GET  /runs/{ref}/metrics    ?name=&attempt=&rank=&limit= → [MetricSeries]

@@ -1,8 +1,8 @@
 """
 ``python -m wherry.server --home HOME``: the control plane's process.
 
-Started by ``sdk.connect`` (any command that finds none) and by ``wherry up``. One instance per home:
-the lock is held for life, so a crash frees it. ``server.json`` appears when it is ready.
+Started by ``sdk.connect`` (any command that finds none) and by ``wherry up``. One instance per
+home: the lock is held for life, so a crash frees it. ``server.json`` appears when it is ready.
 """
 
 from __future__ import annotations

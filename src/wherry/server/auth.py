@@ -63,9 +63,9 @@ class Guard:
         if host.lower() not in hosts:
             # A page elsewhere may resolve its own name to 127.0.0.1 (DNS rebinding).
             raise BadHost(f"this server does not answer for the host {host[:100]!r}")
-        if (origin := headers.get(b"origin")) is not None:
-            if urlsplit(origin.decode("latin-1")).netloc.lower() not in hosts:
-                raise Forbidden("pages of other sites may not call this server")
+        origin = headers.get(b"origin")
+        if origin is not None and urlsplit(origin.decode("latin-1")).netloc.lower() not in hosts:
+            raise Forbidden("pages of other sites may not call this server")
         if scope["path"] in OPEN:
             return
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")

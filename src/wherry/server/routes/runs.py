@@ -184,6 +184,18 @@ def result(ref: str, services: Services) -> Stream:
 router = Router(
     path="/api/v1/runs",
     route_handlers=[
-        submit, plan, runs, show, wait, stop, retry, remove, metrics, usage, files, download, result,
+        submit,
+        plan,
+        runs,
+        show,
+        wait,
+        stop,
+        retry,
+        remove,
+        metrics,
+        usage,
+        files,
+        download,
+        result,
     ],
-)  # fmt: skip
+)

@@ -1,0 +1,200 @@
+"""What a run does next, from data alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec import structs
+
+from wherry.core import decide as d
+from wherry.core.job import JobSpec
+from wherry.core.run import (
+    Attempt,
+    AttemptId,
+    Observation,
+    Rank,
+    RankObservation,
+    Run,
+    Verdict,
+)
+from wherry.core.states import RankState, RunState
+
+ID = AttemptId("r1", 1)
+
+
+def run(state: RunState = RunState.RUNNING, **changes: Any) -> Run:
+    made = Run(
+        id="r1",
+        name="digits",
+        owner="ada",
+        project="default",
+        spec=JobSpec(command=("python", "x.py"), workers=2, restarts=1),
+        state=state,
+        attempt=0 if state in (RunState.SUBMITTED, RunState.QUEUED) else 1,
+    )
+    return structs.replace(made, **changes)
+
+
+def rank(number: int, state: RankState, **fields: Any) -> Rank:
+    return Rank(attempt=ID, rank=number, state=state, **fields)
+
+
+def attempt(*ranks: Rank, **fields: Any) -> Attempt:
+    return Attempt(id=ID, created=0.0, ranks=ranks, **fields)
+
+
+def saw(*phases: str, **fields: Any) -> Observation:
+    return Observation(
+        attempt=ID,
+        ranks=tuple(
+            RankObservation(rank=i, phase=phase, **fields)  # type: ignore[arg-type]
+            for i, phase in enumerate(phases)
+        ),
+    )
+
+
+S, F, L, R, P, X = (
+    RankState.SUCCEEDED,
+    RankState.FAILED,
+    RankState.LOST,
+    RankState.RUNNING,
+    RankState.PENDING,
+    RankState.STOPPED,
+)
+
+
+def test_a_run_waits_until_it_is_admitted() -> None:
+    assert d.decide(d.Facts(run=run(RunState.SUBMITTED))) == [d.Wait()]
+    assert d.decide(d.Facts(run=run(RunState.QUEUED), admitted=True)) == [d.Start(1)]
+
+
+def test_a_run_that_is_stopped_in_the_queue_never_starts() -> None:
+    facts = d.Facts(run=run(RunState.QUEUED, stop_requested=True), admitted=True)
+    (finish,) = d.decide(facts)
+    assert isinstance(finish, d.Finish) and finish.state is RunState.STOPPED
+
+
+def test_a_launch_that_was_cut_short_is_made_again() -> None:
+    facts = d.Facts(
+        run=run(RunState.STARTING),
+        attempt=attempt(rank(0, P), rank(1, P)),
+        observation=saw("absent", "absent"),
+    )
+    assert d.decide(facts) == [d.Launch()]
+
+
+def test_a_run_is_running_when_every_rank_has_started() -> None:
+    some = d.Facts(
+        run=run(RunState.STARTING),
+        attempt=attempt(rank(0, R), rank(1, P)),
+        observation=saw("running", "running"),
+    )
+    assert d.decide(some) == []
+    every = structs.replace(some, attempt=attempt(rank(0, R), rank(1, S)))
+    assert d.decide(every) == [d.MarkRunning()]
+
+
+def test_one_failure_stops_the_gang_once() -> None:
+    broken = attempt(rank(0, R), rank(1, F, ended=5.0))
+    facts = d.Facts(run=run(), attempt=broken, observation=saw("running", "ended"))
+    assert d.decide(facts) == [d.StopAttempt("rank 1 failed")]
+    stopping = structs.replace(broken, stopping="rank 1 failed")
+    assert d.decide(structs.replace(facts, attempt=stopping)) == []
+
+
+def test_a_dead_agents_journal_is_read_before_it_is_declared_lost() -> None:
+    facts = d.Facts(
+        run=run(), attempt=attempt(rank(0, R), rank(1, R)), observation=saw("ended", "running")
+    )
+    assert d.decide(facts) == [d.Drain(0)]
+    (end,) = d.decide(structs.replace(facts, drained=frozenset({0})))
+    assert isinstance(end, d.EndRank)
+    assert (end.rank, end.state, end.cause) == (0, L, "agent-lost")
+
+
+def test_an_agent_that_vanishes_while_it_is_stopped_was_stopped() -> None:
+    facts = d.Facts(
+        run=run(),
+        attempt=attempt(rank(0, R), rank(1, S), stopping="user"),
+        observation=saw("ended", "ended"),
+        drained=frozenset({0}),
+    )
+    (end,) = d.decide(facts)
+    assert isinstance(end, d.EndRank) and end.state is X
+
+
+def test_silence_past_the_lease_loses_the_rank() -> None:
+    facts = d.Facts(
+        run=run(),
+        attempt=attempt(rank(0, R), rank(1, R)),
+        observation=saw("running", "running"),
+        silent=frozenset({1}),
+    )
+    (end,) = d.decide(facts)
+    assert isinstance(end, d.EndRank) and (end.rank, end.cause) == (1, "lease")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "state"),
+    [
+        ((rank(0, S), rank(1, S)), RunState.SUCCEEDED),
+        ((rank(0, X, ended=9.0), rank(1, F, ended=5.0, cause="exit")), RunState.FAILED),
+        ((rank(0, L, ended=5.0, cause="agent-lost"), rank(1, X)), None),
+    ],
+)
+def test_the_outcome_follows_from_the_ranks(
+    ranks: tuple[Rank, ...], state: RunState | None
+) -> None:
+    ended, outcome = d.decide(d.Facts(run=run(), attempt=attempt(*ranks, stopping="x")))
+    assert ended == d.EndAttempt()
+    if state is None:
+        assert isinstance(outcome, d.TryAgain)
+    else:
+        assert isinstance(outcome, d.Finish) and outcome.state is state
+
+
+def test_infrastructure_faults_are_tried_again_only_within_restarts() -> None:
+    lost = attempt(rank(0, L, ended=5.0, cause="agent-lost"), rank(1, X), stopping="x")
+    last = structs.replace(lost, id=AttemptId("r1", 2))
+    _, outcome = d.decide(d.Facts(run=run(attempt=2), attempt=last))
+    assert isinstance(outcome, d.Finish) and outcome.state is RunState.LOST
+
+
+def test_a_users_error_is_not_tried_again() -> None:
+    failed = attempt(rank(0, F, ended=5.0, cause="exit", exit_code=3), rank(1, X), stopping="x")
+    _, outcome = d.decide(d.Facts(run=run(), attempt=failed))
+    assert isinstance(outcome, d.Finish)
+    assert (outcome.state, outcome.exit_code) == (RunState.FAILED, 3)
+
+
+def test_the_verdict_names_the_rank_that_failed_first_not_its_victims() -> None:
+    ranks = attempt(
+        rank(0, F, ended=7.0, cause="signal", signal=6),
+        rank(1, F, ended=5.0, cause="exit", exit_code=1, message="ValueError: nan"),
+        stopping="rank 1 failed",
+    )
+    _, outcome = d.decide(d.Facts(run=run(), attempt=ranks))
+    assert isinstance(outcome, d.Finish)
+    verdict = outcome.verdict
+    assert isinstance(verdict, Verdict)
+    assert (verdict.rank, verdict.message) == (1, "rank 1: ValueError: nan")
+
+
+def test_a_crash_between_the_attempts_end_and_the_runs_end_heals() -> None:
+    ended = attempt(rank(0, S), rank(1, S), ended=9.0)
+    (finish,) = d.decide(d.Facts(run=run(), attempt=ended))
+    assert isinstance(finish, d.Finish) and finish.state is RunState.SUCCEEDED
+
+
+def test_nothing_is_done_for_a_finished_run() -> None:
+    ended = attempt(rank(0, S), rank(1, S), ended=9.0)
+    assert d.decide(d.Facts(run=run(RunState.SUCCEEDED), attempt=ended)) == []
+
+
+def test_a_stopped_run_that_had_succeeded_on_every_rank_has_succeeded() -> None:
+    facts = d.Facts(
+        run=run(stop_requested=True), attempt=attempt(rank(0, S), rank(1, S), stopping="user")
+    )
+    _, outcome = d.decide(facts)
+    assert isinstance(outcome, d.Finish) and outcome.state is RunState.SUCCEEDED
