@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
-from wherry.core.run import INFRASTRUCTURE, Attempt, Cause, Observation, Rank, Run, Verdict
+from wherry.core.run import INFRASTRUCTURE, Attempt, Cause, Observation, Rank, RankObservation, Run, Verdict
 from wherry.core.states import RANK_TERMINAL, RankState, RunState
 
 
@@ -137,12 +137,14 @@ def _tend(facts: Facts, attempt: Attempt) -> Iterator[Action]:
 
 def _fates(facts: Facts, attempt: Attempt) -> Iterator[Action]:
     """The ends of ranks that cannot tell of it themselves."""
-    seen = {o.rank: o for o in facts.observation.ranks} if facts.observation else {}
+    if facts.observation is None:
+        return
+    seen = {o.rank: o for o in facts.observation.ranks}
     for rank in attempt.ranks:
         if rank.state in RANK_TERMINAL:
             continue
-        saw = seen.get(rank.rank)
-        if saw is not None and saw.phase in ("ended", "absent"):
+        saw = seen.get(rank.rank) or RankObservation(rank=rank.rank, phase="absent")
+        if saw.phase in ("ended", "absent"):
             fresh = rank.state is RankState.PENDING and saw.phase == "absent"
             if fresh and not attempt.stopping:
                 yield Launch()
