@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _ASK = 2.0  # seconds for /healthz
 _STEP = 0.02  # seconds between looks
+_ALREADY = 75  # exit status of a server that gave way to another
 
 #: Servers that this process started: a Popen that is thrown away complains that its child runs.
 _children: list[Popen[bytes]] = []
@@ -47,7 +48,7 @@ class ServerInfo(Struct, frozen=True, kw_only=True):
         return f"ServerInfo(pid={self.pid}, url={self.url!r}, version={self.version!r})"
 
 
-def connect(context: str = "", *, start: bool = True, wait: float = 20.0) -> Client:
+def connect(context: str | None = "", *, start: bool = True, wait: float = 20.0) -> Client:
     """
     A client of the control plane called ``context``; "" is the one in use, else this machine's.
 
@@ -58,7 +59,7 @@ def connect(context: str = "", *, start: bool = True, wait: float = 20.0) -> Cli
     from wherry.sdk import contexts
 
     home = settings.home()
-    endpoint = contexts.context(context, home).endpoint
+    endpoint = contexts.context(context or "", home).endpoint
     if endpoint is not None:
         return Client(Http(endpoint))
     found = _probe(home)
@@ -106,11 +107,11 @@ def start_server(home: Path, *, wait: float = 20.0) -> ServerInfo:
     while time.monotonic() < deadline:
         if found := find_server(home):
             return found
-        if child.poll() is not None and not _locked(home):
-            # The lock's holder may have become ready between the two looks.
-            if found := find_server(home):
-                return found
+        left = child.poll()
+        if left is not None and left != _ALREADY:
             raise _died(home, offset)
+        if left == _ALREADY and not _locked(home):
+            child = _spawn(home, log)  # the one it gave way to has gone
         time.sleep(_STEP)
     raise Unavailable(
         f"the control plane did not answer within {wait:g} s{_tail(log, offset)}",

@@ -1,0 +1,131 @@
+"""
+What a person's words mean: a script, a module, a command or a job file.
+
+Called by ``sdk.submit``. Reads the file system, writes nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from wherry.core import files
+from wherry.errors import InvalidSpec, ScriptNotFound
+
+_NEARBY = 5000  # names looked at for a suggestion
+_SKIPPED = {"node_modules", "__pycache__", "venv", "site-packages"}
+_PYTHONS = ("python", "python3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What is to run, and where."""
+
+    command: tuple[str, ...] = ()
+    folder: Path  #: the working folder
+    script: Path | None = None  #: the file that must travel; its header may ask for packages
+    name: str = ""  #: for people
+    job: Mapping[str, Any] = field(default_factory=dict)  #: what the job file says
+
+
+def find_target(words: tuple[str, ...], folder: Path) -> Target:
+    """
+    What ``words`` mean to a person who stands in ``folder``.
+
+    ``x.py`` and files that are not executable are run by the environment's Python, other files as
+    they are; a word without a slash may be a program on PATH.
+
+    :raises ScriptNotFound: with the nearest file. :raises InvalidSpec: for a job file.
+    """
+    if not words:
+        return Target(folder=folder)
+    first, rest = words[0], words[1:]
+    path = folder / first
+    if path.suffix in files.FORMATS and not os.access(path, os.X_OK):
+        return _job_file(path, first, rest, folder)
+    if first == "-m":
+        if not rest:
+            raise InvalidSpec("-m needs the name of a module", hint="wherry run -m package.train")
+        command = ("python", *words)
+        return Target(command=command, folder=folder, name=rest[0].rpartition(".")[2])
+    if first in _PYTHONS:
+        return _python(words, folder)
+    if path.suffix == ".py" or (path.is_dir() and (path / "__main__.py").exists()):
+        return _script(first, rest, folder)
+    if path.is_file():
+        if not os.access(path, os.X_OK):
+            return _script(first, rest, folder)
+        command = (first if "/" in first else f"./{first}", *rest)
+        return Target(command=command, folder=folder, script=path, name=path.stem)
+    if "/" in first or (not _program(first) and _near(first, folder, cutoff=0.75)):
+        raise _not_found(first, folder)
+    return Target(command=words, folder=folder, name=Path(first).stem)
+
+
+def _script(word: str, rest: tuple[str, ...], folder: Path) -> Target:
+    path = folder / word
+    if not path.exists():
+        raise _not_found(word, folder)
+    return Target(command=("python", word, *rest), folder=folder, script=path, name=path.stem)
+
+
+def _python(words: tuple[str, ...], folder: Path) -> Target:
+    """``python x.py`` in a job file, or out of habit."""
+    target = Target(command=("python", *words[1:]), folder=folder, name="python")
+    if len(words) > 1 and (words[1] == "-m" or words[1].endswith(".py")):
+        return replace(find_target(words[1:], folder), command=target.command)
+    return target
+
+
+def _job_file(path: Path, word: str, rest: tuple[str, ...], folder: Path) -> Target:
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        raise _not_found(word, folder) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidSpec(f"{word}: {error}") from None
+    job = files.load(text, format=files.FORMATS[path.suffix], source=word)
+    command = tuple(job.get("command", ()))
+    if not command and not job.get("call"):
+        raise InvalidSpec(f"{word}: the job has no command", hint="command: python train.py")
+    target = find_target((*command, *rest), folder)
+    if target.job:
+        raise InvalidSpec(f"{word}: its command is a job file again: {command[0]}")
+    return replace(target, job=job, name=str(job.get("name") or path.stem))
+
+
+def _not_found(word: str, folder: Path) -> ScriptNotFound:
+    near = _near(word, folder, cutoff=0.6)
+    where = "" if os.path.isabs(word) else f" in {folder}"
+    return ScriptNotFound(
+        f"there is no file {word!r}{where}", hint=f"did you mean {near!r}?" if near else ""
+    )
+
+
+def _near(word: str, folder: Path, *, cutoff: float) -> str:
+    """The file that may be meant; "" where none is near."""
+    names: dict[str, str] = {}  # what a person may have tried to write → the file
+    for start, folders, files_here in os.walk(folder):
+        inside = os.path.relpath(start, folder)
+        deep = inside.count(os.sep) >= 2
+        folders[:] = [] if deep else [f for f in folders if f[0] != "." and f not in _SKIPPED]
+        for name in files_here:
+            if name.endswith((".py", *files.FORMATS)):
+                path = os.path.normpath(os.path.join(inside, name))
+                for written in (path, name, name.removesuffix(".py")):
+                    names.setdefault(written, path)
+        if len(names) > _NEARBY:
+            break
+    near = difflib.get_close_matches(os.path.normpath(word), names, n=1, cutoff=cutoff)
+    return names[near[0]] if near else ""
+
+
+def _program(word: str) -> bool:
+    """Whether a command of this name is on PATH or beside the running interpreter."""
+    return bool(shutil.which(word)) or (Path(sys.executable).parent / word).exists()
