@@ -15,7 +15,17 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
-from wherry.core.run import Attempt, AttemptId, Cause, Event, File, Rank, Run, Series, Verdict
+from wherry.core.run import (
+    Attempt,
+    AttemptId,
+    Cause,
+    Event,
+    File,
+    Rank,
+    Run,
+    Series,
+    Verdict,
+)
 from wherry.core.states import RankState, RunState
 
 ChunkKind = Literal["log", "metric", "usage"]
@@ -77,6 +87,8 @@ class Report(Struct, frozen=True, kw_only=True):
     params: dict[str, str | int | float | bool | None] = {}
     phases: dict[str, float] = {}
     state: RankState | None = None  #: RUNNING when the program started
+    started: float | None = None  #: when that was; None: when the report is stored
+    result: str = ""  #: digest of the pickled result, where it came before the exit
     exit: Exit | None = None
 
 
@@ -159,7 +171,9 @@ class Store(Protocol):
         ...
 
     # --- attempts and ranks
-    def create_attempt(self, run_id: str, number: int, *, world_size: int, time: float) -> bool:
+    def create_attempt(
+        self, run_id: str, number: int, *, world_size: int, time: float
+    ) -> bool:
         """
         Insert attempt ``number`` with its PENDING ranks and move the run to STARTING, in one.
 
@@ -188,8 +202,13 @@ class Store(Protocol):
         ...
 
     def arrive(
-        self, attempt: AttemptId, rank: int, incarnation: int, *,
-        address: str, ports: Sequence[int],
+        self,
+        attempt: AttemptId,
+        rank: int,
+        incarnation: int,
+        *,
+        address: str,
+        ports: Sequence[int],
     ) -> Rank:
         """
         An agent called. Again by the same incarnation: updates address and ports, keeps state.
@@ -200,7 +219,11 @@ class Store(Protocol):
         ...
 
     def move_rank(
-        self, attempt: AttemptId, rank: int, to: RankState, *,
+        self,
+        attempt: AttemptId,
+        rank: int,
+        to: RankState,
+        *,
         exit: Exit | None = None,
     ) -> bool:
         """Move a rank along ``states.RANK_NEXT``; ``exit`` gives the fields of an end."""
@@ -220,9 +243,16 @@ class Store(Protocol):
         ...
 
     def chunks(
-        self, run_id: str, kind: ChunkKind, *,
-        after: int = 0, before: int | None = None, attempt: int | None = None,
-        ranks: Iterable[int] | None = None, limit: int = 100, newest: bool = False,
+        self,
+        run_id: str,
+        kind: ChunkKind,
+        *,
+        after: int = 0,
+        before: int | None = None,
+        attempt: int | None = None,
+        ranks: Iterable[int] | None = None,
+        limit: int = 100,
+        newest: bool = False,
     ) -> list[Chunk]:
         """Chunks with ``after < id < before`` by id; the last ``limit`` of them if ``newest``."""
         ...
@@ -260,5 +290,3 @@ class Store(Protocol):
     def prune_idempotency(self, before: float) -> int:
         """Forget keys older than ``before``; how many."""
         ...
-
-

@@ -1,0 +1,194 @@
+"""
+Blobs over obstore: a folder today, a bucket by its URL with the same code.
+
+Opened by ``server.app``. obstore writes an object whole or not at all. In a folder it does so
+through a file beside it (``NAME#1``) and a rename; what a crash left of those is swept when the
+folder is opened. Nothing is synced: a power cut may take the blobs of its last seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import LocalStore, ObjectStore, from_url
+
+from wherry.core.bundle import DIGEST, check_digest
+from wherry.errors import InvalidInput, NotFound, StorageFull, Unavailable, WherryError
+
+if TYPE_CHECKING:
+    from wherry.blobs.base import Blobs
+
+_PIECE = 2**20  # bytes: the most that ``get`` gives at once
+_AT_ONCE = 4 * 2**20  # bytes: a smaller blob is stored in one call
+_ABANDONED = (
+    3600.0  # seconds: a partial file that nobody wrote to for so long is a crash's
+)
+_PARTIAL = re.compile(r"[0-9a-f]{64}#[0-9]+")
+_EMPTY = hashlib.sha256().hexdigest()
+
+
+class ObjectBlobs:
+    """Keeps the promises of ``blobs.base.Blobs``."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    @classmethod
+    def open(cls, where: str | Path) -> ObjectBlobs:
+        """
+        The blobs in a folder, which is made if need be, or at a URL such as ``s3://bucket/blobs``.
+
+        :raises Unavailable: where it cannot be opened.
+        """
+        try:
+            if "://" in str(where):
+                return cls(from_url(str(where)))
+            folder = Path(where)
+            folder.mkdir(parents=True, exist_ok=True)
+            _sweep(folder)
+            return cls(LocalStore(folder))
+        except (OSError, BaseError) as error:
+            raise _in_words(error) from error
+
+    def put(self, digest: str, data: Iterable[bytes]) -> int:
+        checked = _Checked(check_digest(digest), data)
+        try:
+            head = checked.read(_AT_ONCE)
+            # A blob that fits is checked before it is written; a larger one on the way, where
+            # the error of its last piece undoes the write.
+            whole = head if checked.ended else checked.rest(head)
+            obstore.put(self._store, _path(digest), whole)
+        except (OSError, BaseError) as error:
+            raise _in_words(error) from error
+        return checked.size
+
+    def get(
+        self, digest: str, *, offset: int = 0, length: int | None = None
+    ) -> Iterator[bytes]:
+        size = self.size(digest)
+        end = size if length is None else min(size, offset + length)
+        return self._pieces(digest, offset, end) if offset < end else iter(())
+
+    def _pieces(self, digest: str, start: int, end: int) -> Iterator[bytes]:
+        try:
+            found = obstore.get(
+                self._store, _path(digest), options={"range": (start, end)}
+            )
+            for piece in found.stream(min_chunk_size=_PIECE):
+                whole = bytes(piece)
+                for at in range(0, len(whole), _PIECE):
+                    yield whole[at : at + _PIECE]
+        except (OSError, BaseError) as error:
+            raise _in_words(error, digest) from error
+
+    def size(self, digest: str) -> int:
+        try:
+            return obstore.head(self._store, _path(check_digest(digest)))["size"]
+        except (OSError, BaseError) as error:
+            raise _in_words(error, digest) from error
+
+    def missing(self, digests: Iterable[str]) -> list[str]:
+        return [digest for digest in dict.fromkeys(digests) if not self._has(digest)]
+
+    def _has(self, digest: str) -> bool:
+        try:
+            # After a power cut a file may be there with nothing in it: ask for it again.
+            return self.size(digest) > 0 or digest == _EMPTY
+        except NotFound:
+            return False
+
+    def remove(self, digest: str) -> None:
+        try:
+            obstore.delete(self._store, _path(check_digest(digest)))
+        except FileNotFoundError:
+            return
+        except (OSError, BaseError) as error:
+            raise _in_words(error) from error
+
+    def all(self) -> Iterator[tuple[str, int, float]]:
+        try:
+            for batch in obstore.list(self._store):
+                for meta in batch:
+                    digest = meta["path"].rpartition("/")[2]
+                    if DIGEST.fullmatch(digest):
+                        yield digest, meta["size"], meta["last_modified"].timestamp()
+        except (OSError, BaseError) as error:
+            raise _in_words(error) from error
+
+
+class _Checked:
+    """Reads pieces and raises at their end where they are not what ``digest`` says."""
+
+    def __init__(self, digest: str, pieces: Iterable[bytes]) -> None:
+        self.digest, self.size, self.ended = digest, 0, False
+        self._pieces = iter(pieces)
+        self._hash = hashlib.sha256()
+
+    def read(self, enough: int) -> bytes:
+        """Pieces until there are ``enough`` bytes, or all: then they are checked."""
+        parts = []
+        while self.size < enough:
+            piece = next(self._pieces, None)
+            if piece is None:
+                self._check()
+                break
+            parts.append(self._count(piece))
+        return b"".join(parts)
+
+    def rest(self, head: bytes) -> Iterator[bytes]:
+        """``head``, then the other pieces."""
+        yield head
+        for piece in self._pieces:
+            yield self._count(piece)
+        self._check()
+
+    def _count(self, piece: bytes) -> bytes:
+        self._hash.update(piece)
+        self.size += len(piece)
+        return piece
+
+    def _check(self) -> None:
+        self.ended = True
+        if (found := self._hash.hexdigest()) != self.digest:
+            raise InvalidInput(
+                f"{self.size} bytes have the digest {found}, not {self.digest}",
+                hint="the content changed or was cut off on its way; send it again",
+            )
+
+
+def _path(digest: str) -> str:
+    # Folders of a manageable size.
+    return f"{digest[:2]}/{digest}"
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a crash left of writes."""
+    old = time.time() - _ABANDONED
+    for shelf in os.scandir(folder):
+        if shelf.is_dir(follow_symlinks=False):
+            for entry in os.scandir(shelf):
+                if _PARTIAL.fullmatch(entry.name) and entry.stat().st_mtime < old:
+                    os.unlink(entry)
+
+
+def _in_words(error: Exception, digest: str = "") -> WherryError:
+    if isinstance(error, FileNotFoundError):
+        return NotFound(f"there is no blob {digest or error}")
+    # obstore has no class for it: only the words tell.
+    if "No space left" in str(error) or "StorageFull" in str(error):
+        return StorageFull(
+            "no space is left for blobs", hint="free some, or: wherry prune --days 30"
+        )
+    return Unavailable(f"the blobs cannot be used: {error}")
+
+
+if TYPE_CHECKING:
+    _: type[Blobs] = ObjectBlobs
