@@ -7,7 +7,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import click
 
@@ -90,10 +90,10 @@ def logs(
         write_lines(lines, prefix=prefix, timestamps=timestamps, live=follow)
 
 
-def follow(client: Client, run_id: str) -> None:
+def follow(client: Client, run_id: str, *, stdout: IO[str]) -> None:
     """What the run wrote and writes, its stderr to ours. For ``run`` where no agent attached."""
     for line in client.logs(run_id, follow=True):
-        stream = sys.stdout if line.stream == "stdout" else sys.stderr
+        stream = stdout if line.stream == "stdout" else sys.stderr
         print(line.text, file=stream, flush=True)
 
 

@@ -7,8 +7,12 @@ Called by ``ps``, ``show``, ``run``, ``stop``.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+
+import msgspec
 
 from wherry.cli.output import Column, ago, duration, state_style
+from wherry.core.api import Planned
 from wherry.core.job import JobSpec
 from wherry.core.run import Run
 from wherry.core.states import RunState
@@ -59,3 +63,22 @@ def columns(now: float) -> list[Column]:
         Column("TAGS", lambda run: " ".join(run.spec.tags)),
         Column("WHY", outcome),
     ]
+
+
+def plan(planned: Planned) -> Iterator[tuple[str, str]]:
+    """What a dry run found, for people."""
+    spec = planned.spec
+    yield "name", spec.name
+    yield "command", command_line(spec)
+    yield "where", spec.code.in_place or f"a copy of {spec.code.bundle[:12]}"
+    environment = spec.environment
+    yield (
+        "environment",
+        "  ".join(
+            word for word in (environment.kind, environment.origin, environment.python) if word
+        ),
+    )
+    yield "ranks", str(spec.world_size)
+    yield "back end", planned.backend
+    for name, value in planned.plan.items():
+        yield name, value if isinstance(value, str) else msgspec.json.encode(value).decode()

@@ -1,0 +1,272 @@
+"""
+``wherry run``: from what a person typed to a run, and to its end.
+
+What follows the script belongs to the script. In the foreground (``foreground``) it feels like
+``python script.py``; with ``--json`` the script's stdout goes to stderr, so that stdout is one
+document, the run as it ended.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from wherry.cli import options
+from wherry.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from wherry.cli.foreground import Outcome
+    from wherry.core.run import Run
+    from wherry.sdk.client import Client
+    from wherry.sdk.submit import Draft, Prepared
+
+
+class RunCommand(click.Command):
+    """Leaves what follows the script alone, also where the script is ``-m MODULE``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As Python: nothing after ``-m MODULE`` is an option of ours."""
+        return super().parse_args(ctx, until_module(args, self.params))
+
+
+def until_module(args: Sequence[str], params: Sequence[click.Parameter]) -> list[str]:
+    """``args`` with ``--`` before ``-m``, if that is where the options end."""
+    takes_value = {
+        name: not param.is_flag and param.nargs != 0
+        for param in params
+        if isinstance(param, click.Option)
+        for name in param.opts
+    }
+    at = 0
+    while at < len(args) and args[at].startswith("-") and args[at] not in ("-", "--"):
+        word = args[at]
+        if word.startswith("--"):
+            at += 2 if takes_value.get(word) else 1
+            continue
+        for end in range(2, len(word) + 1):  # -dw2: flags, then an option with its value
+            if word[1:2] == "m":
+                return [*args[:at], "--", *args[at:]]
+            if takes_value.get("-" + word[end - 1]):
+                at += end == len(word)
+                break
+        at += 1
+    return list(args)
+
+
+@click.command(
+    cls=RunCommand,
+    context_settings={"allow_interspersed_args": False},
+    epilog="Options stand before the script; what follows it belongs to the script.",
+)
+@click.argument("words", metavar="SCRIPT [ARGS]...", nargs=-1, type=click.UNPROCESSED)
+@click.option("--detach", "-d", is_flag=True, help="Print the run's id and leave; it goes on.")
+@click.option("--dry-run", is_flag=True, help="Only show what would run.")
+@click.option("--workers", "-w", type=int, help="How many at once.")
+@click.option("--processes", type=int, help="Per worker; ranks = workers x processes.")
+@click.option("--name", "-n", help="Default: from the script.")
+@click.option(
+    "--env", "-e", "env", multiple=True, metavar="K[=V]",
+    help="A variable; K alone passes yours on.",
+)  # fmt: skip
+@click.option("--with", "packages", multiple=True, metavar="PKG", help="Add a package.")
+@click.option("--python", default="", metavar="VERSION", help="Build with this Python.")
+@click.option(
+    "--environment", type=click.Choice(["auto", "active", "built"]), default="auto",
+    help="auto: script header, lock, requirements, else the active one.",
+)  # fmt: skip
+@click.option("--cpu", type=float, help="Cores per rank.")
+@click.option("--memory", metavar="AMOUNT", help="Per rank, such as 4Gi.")
+@click.option("--gpu", type=int, help="Devices per rank.")
+@click.option("--timeout", metavar="TIME", help="Of one attempt, such as 2h.")
+@click.option("--restarts", type=int, help="New attempts after faults of machines.")
+@click.option("--tag", "-t", "tags", multiple=True, help="To find it by; may be repeated.")
+@click.option("--note", help="Free text.")
+@click.option("--priority", type=int, help="Larger goes first.")
+@click.option("--group", type=click.Choice(["gang", "elastic", "pool"]), help="Default: gang.")
+@click.option(
+    "--metric", "rules", multiple=True, metavar="NAME=REGEX",
+    help="Read a metric from stdout; the first group is the number.",
+)  # fmt: skip
+@click.option("--from", "source", metavar="RUN", help="Run that again, with changes.")
+@options.on_option
+@options.json_option
+@click.pass_context
+def run(ctx: click.Context, /, **given: Any) -> None:
+    """
+    Run a script, recorded: like `python SCRIPT ARGS`, with its exit status.
+
+    SCRIPT is a Python file, -m MODULE, a job file (.yaml .toml .json), or -- and any program.
+    Ctrl-C is SIGINT for the script; a second one stops the run; Ctrl-\\ detaches. With --json the
+    script's stdout goes to stderr.
+    """
+    if not given["words"] and not given["source"]:
+        raise click.UsageError("nothing to run\nhint: wherry run script.py", ctx)
+    ctx.exit(_run(given))
+
+
+def changes(given: dict[str, Any]) -> dict[str, Any]:
+    """What the options say, in a job file's form."""
+    keys = ("name", "workers", "processes", "timeout", "restarts", "note", "priority", "group")
+    found: dict[str, Any] = {key: given[key] for key in keys if given[key] is not None}
+    resources = {k: given[k] for k in ("cpu", "memory", "gpu") if given[k] is not None}
+    tables = {
+        "resources": resources,
+        "env": dict(_variable(text) for text in given["env"]),
+        "metrics": dict(_rule(text) for text in given["rules"]),
+        "tags": list(given["tags"]),
+    }
+    return found | {key: value for key, value in tables.items() if value}
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        if name not in os.environ:
+            raise InvalidInput(f"--env {name}: it is not set here", hint=f"--env {name}=VALUE")
+        value = os.environ[name]
+    return name, value
+
+
+def _rule(text: str) -> tuple[str, str]:
+    name, equals, pattern = text.partition("=")
+    if not equals:
+        raise InvalidInput(
+            f"--metric {text!r} has no pattern", hint="--metric 'loss=loss: ([0-9.]+)'"
+        )
+    return name, pattern
+
+
+def _run(given: dict[str, Any]) -> int:
+    from wherry.sdk.contexts import context
+    from wherry.sdk.submit import Draft
+
+    here = context(given["on"]).endpoint is None
+    foreground = here and not given["detach"]
+    draft = Draft(
+        words=given["words"],
+        changes=changes(given),
+        foreground=foreground,
+        environment=given["environment"],
+        python=given["python"],
+        packages=given["packages"],
+    )
+    if given["dry_run"]:
+        return _dry_run(given, draft)
+    if not foreground:
+        return _leave(given, draft)
+    return _attend(given, draft)
+
+
+def _prepare(given: dict[str, Any], client: Client | None, draft: Draft) -> Prepared:
+    """The draft, or an earlier run with its changes, made whole."""
+    from wherry.sdk import submit
+
+    if not given["source"]:
+        return submit.prepare(draft)
+    client = client or options.connect(given["on"])
+    return submit.prepare(submit.from_run(client.run(given["source"]), draft))
+
+
+def _dry_run(given: dict[str, Any], draft: Draft) -> int:
+    from wherry.cli import output, words
+    from wherry.core.api import Submit
+
+    client = options.connect(given["on"])
+    prepared = _prepare(given, client, draft)
+    _say(prepared)
+    planned = client.plan(
+        Submit(spec=prepared.spec, foreground=draft.foreground, parent=prepared.parent)
+    )
+    if given["as_json"]:
+        output.as_json(planned)
+        return 0
+    output.thing(planned, words.plan, json=False)
+    return 0
+
+
+def _leave(given: dict[str, Any], draft: Draft) -> int:
+    """Submit and go; from another machine's control plane, follow the log unless detached."""
+    from wherry.cli import output
+    from wherry.sdk import submit
+
+    client = options.connect(given["on"])
+    prepared = _prepare(given, client, draft)
+    _say(prepared)
+    run = submit.send(client, prepared)
+    if not given["detach"]:
+        return _follow(client, run, as_json=given["as_json"])
+    if given["as_json"]:
+        output.as_json(run)
+    else:
+        output.write(run.id + "\n")
+        output.hint(f"wherry logs -f {run.id}")
+    return 0
+
+
+def _attend(given: dict[str, Any], draft: Draft) -> int:
+    """Submit and stay until the end."""
+    from wherry.cli import foreground
+    from wherry.cli.attach import Listener
+    from wherry.sdk import submit
+
+    client = options.connect(given["on"])
+    prepared = _prepare(given, client, draft)
+    with Listener() as listener:
+        run = submit.send(client, prepared, foreground=True, attach=listener.path)
+        seen = foreground.attend(listener, run, lambda: client, json=given["as_json"])
+    ended = seen.run or run
+    if not seen.attached and not seen.detached:
+        return _follow(client, ended, as_json=given["as_json"])
+    return _finish(client, ended, seen, as_json=given["as_json"])
+
+
+def _follow(client: Client, run: Run, *, as_json: bool) -> int:
+    """The run through the control plane alone."""
+    from wherry.cli import logs, output
+    from wherry.cli.foreground import Outcome
+
+    try:
+        logs.follow(client, run.id, stdout=sys.stderr if as_json else sys.stdout)
+    except KeyboardInterrupt:
+        output.note(f"the run goes on: wherry logs -f {run.id}  (stop it: wherry stop {run.id})")
+        return 130
+    return _finish(client, client.wait(run.id), Outcome(attached=False), as_json=as_json)
+
+
+def _finish(client: Client, run: Run, seen: Outcome, *, as_json: bool) -> int:
+    """The last words, and the status to exit with."""
+    from wherry.cli import output, words
+    from wherry.cli.main import complain
+
+    if as_json:
+        output.as_json(run)
+    if seen.detached:
+        return seen.status or 0
+    status = words.exit_status(run) if seen.status is None else seen.status
+    if not run.finished:
+        return status
+    if status == 0:
+        if kept := client.files(run.id):
+            output.note(f"{len(kept)} files kept: wherry files {run.id}")
+    elif run.verdict is not None and not (seen.interrupted and status in (130, 143)):
+        last = run.verdict.last_lines if not seen.attached else ()
+        complain(
+            "\n  ".join((f"{run.name} {run.state}: {run.verdict.message}", *last)), run.verdict.hint
+        )
+    return status
+
+
+def _say(prepared: Prepared) -> None:
+    """What the person should know of a copy that travels."""
+    from wherry.cli import output
+
+    for text in prepared.notes:
+        output.note(text)
+    for left in prepared.left_out[:10]:
+        output.note(f"left out: {left.path} ({left.why})")
+    if len(prepared.left_out) > 10:
+        output.note(f"left out: {len(prepared.left_out) - 10} more")
