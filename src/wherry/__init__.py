@@ -1,5 +1,74 @@
-"""Wherry: build once, run everywhere."""
+"""
+Wherry: build once, run everywhere.
+
+The public names. Each is imported when it is first used, so that ``import wherry`` in a training
+script costs next to nothing. ``tests/unit/test_public_names.py`` pins them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from wherry._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from wherry.agent.user import (
+        checkpoint_dir,
+        output_dir,
+        params,
+        rank,
+        report,
+        world_size,
+    )
+    from wherry.core.job import JobSpec
+    from wherry.errors import WherryError
+    from wherry.sdk.client import Client
+    from wherry.sdk.connect import connect
+    from wherry.sdk.runs import Run, run
+
+__all__ = [
+    "Client",
+    "JobSpec",
+    "Run",
+    "WherryError",
+    "__version__",
+    "checkpoint_dir",
+    "connect",
+    "output_dir",
+    "params",
+    "rank",
+    "report",
+    "run",
+    "world_size",
+]
+
+_HOME = {
+    "Client": "wherry.sdk.client",
+    "JobSpec": "wherry.core.job",
+    "Run": "wherry.sdk.runs",
+    "WherryError": "wherry.errors",
+    "checkpoint_dir": "wherry.agent.user",
+    "connect": "wherry.sdk.connect",
+    "output_dir": "wherry.agent.user",
+    "params": "wherry.agent.user",
+    "rank": "wherry.agent.user",
+    "report": "wherry.agent.user",
+    "run": "wherry.sdk.runs",
+    "world_size": "wherry.agent.user",
+}
+#: They are folders that are made when they are asked for, so they are asked for each time.
+_FOLDERS = {"checkpoint_dir", "output_dir"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'wherry' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    if name not in _FOLDERS:
+        globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -87,6 +87,9 @@ class LogLine(Struct, frozen=True, kw_only=True):
     stream: str
     text: str
 
+    def __str__(self) -> str:
+        return self.text
+
 
 class Cursor(Struct, frozen=True, kw_only=True):
     """All before this was sent: ``after=`` this resumes."""

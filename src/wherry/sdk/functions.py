@@ -86,7 +86,7 @@ class Function:
             _check_minor(environment, self.name)
         try:
             return _dumps((target, self.args, dict(self.kwargs)))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  a __reduce__ may raise anything
             raise self._culprit(error) from None
 
     def _culprit(self, error: Exception) -> NotPicklable:
@@ -96,10 +96,9 @@ class Function:
         for what, value in parts:
             try:
                 _dumps(value)
-            except Exception as reason:
-                error = reason
+            except Exception as reason:  # noqa: BLE001
                 hint = "make it inside the function, or pass what it can be made from"
-                return NotPicklable(f"{what} cannot be pickled: {error}", hint=hint)
+                return NotPicklable(f"{what} cannot be pickled: {reason}", hint=hint)
         return NotPicklable(f"the call of {self.name} cannot be pickled: {error}")
 
 
@@ -122,6 +121,10 @@ def import_folder(file: Path) -> Path:
     """The folder that a module's file was imported from; the file's own where that is unclear."""
     entries = {Path(entry or ".").resolve() for entry in sys.path}
     return next((f for f in reversed(file.parents) if f in entries), file.parent)
+
+
+def load_result(data: bytes) -> Any:
+    raise NotImplementedError(data)
 
 
 def _builtin(module: str) -> bool:
@@ -147,6 +150,6 @@ def _check_minor(environment: Environment, name: str) -> None:
 
 
 def _dumps(value: Any) -> bytes:
-    import cloudpickle
+    import cloudpickle  # type: ignore[import-untyped]
 
     return bytes(cloudpickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL))

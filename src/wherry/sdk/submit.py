@@ -176,7 +176,9 @@ def _again(draft: Draft, base: JobSpec) -> Prepared:
     if draft.words:
         data["command"] = (*base.command[: _arguments(base.command)], *draft.words)
     spec = files.spec(data)
-    environment, blobs, notes = spec.environment, {}, ()
+    environment = spec.environment
+    blobs: dict[str, bytes] = {}
+    notes: tuple[str, ...] = ()
     if draft.environment != "auto" or draft.python or draft.packages:
         folder = (draft.folder or Path.cwd()).absolute()
         target = Target(command=spec.command, folder=folder)
