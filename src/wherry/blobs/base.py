@@ -23,9 +23,7 @@ class Blobs(Protocol):
         """
         ...
 
-    def get(
-        self, digest: str, *, offset: int = 0, length: int | None = None
-    ) -> Iterator[bytes]:
+    def get(self, digest: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
         """The bytes, in pieces of at most 1 MiB. :raises NotFound: before the first piece."""
         ...
 

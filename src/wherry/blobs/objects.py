@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 
 _PIECE = 2**20  # bytes: the most that ``get`` gives at once
 _AT_ONCE = 4 * 2**20  # bytes: a smaller blob is stored in one call
-_ABANDONED = (
-    3600.0  # seconds: a partial file that nobody wrote to for so long is a crash's
-)
+_ABANDONED = 3600.0  # seconds: a partial file that nobody wrote to for so long is a crash's
 _PARTIAL = re.compile(r"[0-9a-f]{64}#[0-9]+")
 _EMPTY = hashlib.sha256().hexdigest()
 
@@ -70,18 +68,14 @@ class ObjectBlobs:
             raise _in_words(error) from error
         return checked.size
 
-    def get(
-        self, digest: str, *, offset: int = 0, length: int | None = None
-    ) -> Iterator[bytes]:
+    def get(self, digest: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
         size = self.size(digest)
         end = size if length is None else min(size, offset + length)
         return self._pieces(digest, offset, end) if offset < end else iter(())
 
     def _pieces(self, digest: str, start: int, end: int) -> Iterator[bytes]:
         try:
-            found = obstore.get(
-                self._store, _path(digest), options={"range": (start, end)}
-            )
+            found = obstore.get(self._store, _path(digest), options={"range": (start, end)})
             for piece in found.stream(min_chunk_size=_PIECE):
                 whole = bytes(piece)
                 for at in range(0, len(whole), _PIECE):

@@ -15,17 +15,7 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
-from wherry.core.run import (
-    Attempt,
-    AttemptId,
-    Cause,
-    Event,
-    File,
-    Rank,
-    Run,
-    Series,
-    Verdict,
-)
+from wherry.core.run import Attempt, AttemptId, Cause, Event, File, Rank, Run, Series, Verdict
 from wherry.core.states import RankState, RunState
 
 ChunkKind = Literal["log", "metric", "usage"]
@@ -171,9 +161,7 @@ class Store(Protocol):
         ...
 
     # --- attempts and ranks
-    def create_attempt(
-        self, run_id: str, number: int, *, world_size: int, time: float
-    ) -> bool:
+    def create_attempt(self, run_id: str, number: int, *, world_size: int, time: float) -> bool:
         """
         Insert attempt ``number`` with its PENDING ranks and move the run to STARTING, in one.
 
@@ -202,13 +190,8 @@ class Store(Protocol):
         ...
 
     def arrive(
-        self,
-        attempt: AttemptId,
-        rank: int,
-        incarnation: int,
-        *,
-        address: str,
-        ports: Sequence[int],
+        self, attempt: AttemptId, rank: int, incarnation: int, *,
+        address: str, ports: Sequence[int],
     ) -> Rank:
         """
         An agent called. Again by the same incarnation: updates address and ports, keeps state.
@@ -219,11 +202,7 @@ class Store(Protocol):
         ...
 
     def move_rank(
-        self,
-        attempt: AttemptId,
-        rank: int,
-        to: RankState,
-        *,
+        self, attempt: AttemptId, rank: int, to: RankState, *,
         exit: Exit | None = None,
     ) -> bool:
         """Move a rank along ``states.RANK_NEXT``; ``exit`` gives the fields of an end."""
@@ -243,16 +222,9 @@ class Store(Protocol):
         ...
 
     def chunks(
-        self,
-        run_id: str,
-        kind: ChunkKind,
-        *,
-        after: int = 0,
-        before: int | None = None,
-        attempt: int | None = None,
-        ranks: Iterable[int] | None = None,
-        limit: int = 100,
-        newest: bool = False,
+        self, run_id: str, kind: ChunkKind, *,
+        after: int = 0, before: int | None = None, attempt: int | None = None,
+        ranks: Iterable[int] | None = None, limit: int = 100, newest: bool = False,
     ) -> list[Chunk]:
         """Chunks with ``after < id < before`` by id; the last ``limit`` of them if ``newest``."""
         ...
@@ -290,3 +262,5 @@ class Store(Protocol):
     def prune_idempotency(self, before: float) -> int:
         """Forget keys older than ``before``; how many."""
         ...
+
+

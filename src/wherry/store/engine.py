@@ -99,9 +99,7 @@ class Database:
         Between steps others may read and write: the copy follows what this connection writes.
         """
         if not self._sqlite:
-            raise Unavailable(
-                f"{self.name} is not copied from here", hint="use pg_dump"
-            )
+            raise Unavailable(f"{self.name} is not copied from here", hint="use pg_dump")
         partial = path.with_name(path.name + ".partial")
         partial.unlink(missing_ok=True)
         try:
@@ -131,11 +129,7 @@ class Database:
             raise self._in_words(error) from error
 
     def _in_words(self, error: BaseException | None) -> WherryError:
-        code = (
-            getattr(error, "sqlite_errorname", "")
-            or getattr(error, "sqlstate", "")
-            or ""
-        )
+        code = getattr(error, "sqlite_errorname", "") or getattr(error, "sqlstate", "") or ""
         if code in ("SQLITE_FULL", "53100"):
             return StorageFull(
                 f"no space is left for {self.name}",
@@ -144,17 +138,13 @@ class Database:
         if code.startswith(("SQLITE_CONSTRAINT", "23")):
             return Conflict(f"a row like this is there already: {error}")
         if code.startswith("SQLITE_BUSY"):
-            return Unavailable(
-                f"{self.name} is open in another process", hint="see: wherry status"
-            )
+            return Unavailable(f"{self.name} is open in another process", hint="see: wherry status")
         return Unavailable(f"{self.name}: {error}")
 
 
 def _sqlite_engine(url: str, file: str) -> Engine:
     if file in ("", ":memory:"):
-        raise InvalidInput(
-            f"{url!r} names no file", hint="write sqlite:////folder/wherry.db"
-        )
+        raise InvalidInput(f"{url!r} names no file", hint="write sqlite:////folder/wherry.db")
     engine = create_engine(
         url,
         poolclass=StaticPool,

@@ -50,9 +50,7 @@ def revision(connection: Connection) -> str | None:
     """The revision that the database says it has; None where it says nothing."""
     if not inspect(connection).has_table("alembic_version"):
         return None
-    found: str | None = connection.scalar(
-        text("SELECT version_num FROM alembic_version")
-    )
+    found: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
     return found
 
 
@@ -76,6 +74,5 @@ def _stamp(connection: Connection) -> None:
         )
     )
     connection.execute(
-        text("INSERT INTO alembic_version (version_num) VALUES (:head)"),
-        {"head": SCHEMA},
+        text("INSERT INTO alembic_version (version_num) VALUES (:head)"), {"head": SCHEMA}
     )

@@ -60,9 +60,7 @@ class SqlStore:
 
     def check(self) -> None:
         with self._database.transaction() as connection:
-            connection.execute(
-                text("UPDATE alembic_version SET version_num = version_num")
-            )
+            connection.execute(text("UPDATE alembic_version SET version_num = version_num"))
 
     def backup(self, path: Path) -> None:
         self._database.backup(path)
@@ -96,16 +94,9 @@ class SqlStore:
         verdict: Verdict | None = None,
         exit_code: int | None = None,
     ) -> bool:
-        news = {
-            "started": started,
-            "ended": ended,
-            "verdict": verdict,
-            "exit_code": exit_code,
-        }
+        news = {"started": started, "ended": ended, "verdict": verdict, "exit_code": exit_code}
         with self._database.transaction() as connection:
-            return runs.move(
-                connection, run_id, to, attempt=attempt, reason=reason, news=news
-            )
+            return runs.move(connection, run_id, to, attempt=attempt, reason=reason, news=news)
 
     def set_reason(self, run_id: str, reason: str) -> None:
         with self._database.transaction() as connection:
@@ -120,13 +111,9 @@ class SqlStore:
             runs.remove(connection, run_id)
 
     # --- attempts and ranks
-    def create_attempt(
-        self, run_id: str, number: int, *, world_size: int, time: float
-    ) -> bool:
+    def create_attempt(self, run_id: str, number: int, *, world_size: int, time: float) -> bool:
         with self._database.transaction() as connection:
-            return attempts.create(
-                connection, run_id, number, world_size=world_size, time=time
-            )
+            return attempts.create(connection, run_id, number, world_size=world_size, time=time)
 
     def attempt(self, attempt: AttemptId) -> Attempt:
         with self._database.transaction() as connection:
@@ -149,13 +136,7 @@ class SqlStore:
             return attempts.end(connection, attempt, time)
 
     def arrive(
-        self,
-        attempt: AttemptId,
-        rank: int,
-        incarnation: int,
-        *,
-        address: str,
-        ports: Sequence[int],
+        self, attempt: AttemptId, rank: int, incarnation: int, *, address: str, ports: Sequence[int]
     ) -> Rank:
         with self._database.transaction() as connection:
             return attempts.arrive(

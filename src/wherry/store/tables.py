@@ -85,19 +85,13 @@ metadata = MetaData(
 def _run() -> Column[Any]:
     """The run that a row belongs to and goes with."""
     return Column(
-        "run",
-        Text,
-        ForeignKey("runs.id", ondelete="CASCADE"),
-        primary_key=True,
-        nullable=False,
+        "run", Text, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True, nullable=False
     )
 
 
 def _owned() -> Column[Any]:
     """The same, where the row has a number of its own."""
-    return Column(
-        "run", Text, ForeignKey("runs.id", ondelete="CASCADE"), nullable=False
-    )
+    return Column("run", Text, ForeignKey("runs.id", ondelete="CASCADE"), nullable=False)
 
 
 runs = Table(
@@ -138,25 +132,14 @@ tags = Table(
 )
 
 # Digests that a run's spec names, so that sweeping blobs need not decode every spec.
-uses = Table(
-    "uses",
-    metadata,
-    _run(),
-    Column("digest", Text, primary_key=True, nullable=False),
-)
+uses = Table("uses", metadata, _run(), Column("digest", Text, primary_key=True, nullable=False))
 
 idempotency = Table(
     "idempotency",
     metadata,
     Column("key", Text, primary_key=True),
     Column("request", Text, nullable=False),
-    Column(
-        "run",
-        Text,
-        ForeignKey("runs.id", ondelete="CASCADE"),
-        nullable=False,
-        index=True,
-    ),
+    Column("run", Text, ForeignKey("runs.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("created", Double, nullable=False, index=True),
 )
 

@@ -7,7 +7,5 @@ from __future__ import annotations
 
 from alembic import context
 
-context.configure(
-    connection=context.config.attributes["connection"], render_as_batch=True
-)
+context.configure(connection=context.config.attributes["connection"], render_as_batch=True)
 context.run_migrations()

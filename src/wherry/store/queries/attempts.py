@@ -12,13 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, insert, select, update
 
 from wherry.core.run import Attempt, AttemptId, Event, Rank
-from wherry.core.states import (
-    RANK_TERMINAL,
-    RankState,
-    RunState,
-    rank_sources,
-    run_sources,
-)
+from wherry.core.states import RANK_TERMINAL, RankState, RunState, rank_sources, run_sources
 from wherry.errors import NotFound, StaleToken
 from wherry.store.base import Exit
 from wherry.store.queries import history
@@ -45,14 +39,12 @@ def create(
     if not connection.execute(started).rowcount:
         return False
     connection.execute(
-        insert(attempts),
-        {"run": run_id, "number": number, "created": time, "stopping": ""},
+        insert(attempts), {"run": run_id, "number": number, "created": time, "stopping": ""}
     )
     fresh = Rank(attempt=AttemptId(run_id, number), rank=0)
     values = {name: getattr(fresh, name) for name in RANK_FIELDS}
     rows = [
-        {"run": run_id, "attempt": number, "rank": rank, **values}
-        for rank in range(world_size)
+        {"run": run_id, "attempt": number, "rank": rank, **values} for rank in range(world_size)
     ]
     connection.execute(insert(ranks), rows)
     event = Event(run=run_id, time=time, kind=RunState.STARTING, attempt=number)
@@ -84,9 +76,7 @@ def _load(connection: Connection, which: Select[Any]) -> list[Attempt]:
     chosen = which.subquery()
     members = connection.execute(
         select(ranks)
-        .join(
-            chosen, (ranks.c.run == chosen.c.run) & (ranks.c.attempt == chosen.c.number)
-        )
+        .join(chosen, (ranks.c.run == chosen.c.run) & (ranks.c.attempt == chosen.c.number))
         .order_by(ranks.c.run, ranks.c.attempt, ranks.c.rank)
     )
     grouped = {
@@ -122,9 +112,7 @@ def mark_stopping(connection: Connection, attempt: AttemptId, why: str) -> bool:
     if not connection.execute(statement).rowcount:
         return False
     now, number = time.time(), attempt.number
-    event = Event(
-        run=attempt.run, time=now, kind="stopping", message=why, attempt=number
-    )
+    event = Event(run=attempt.run, time=now, kind="stopping", message=why, attempt=number)
     history.add(connection, event)
     return True
 
@@ -163,11 +151,7 @@ def arrive(
     }
     changed = (
         update(ranks)
-        .where(
-            ranks.c.run == attempt.run,
-            ranks.c.attempt == attempt.number,
-            ranks.c.rank == rank,
-        )
+        .where(ranks.c.run == attempt.run, ranks.c.attempt == attempt.number, ranks.c.rank == rank)
         .values(**values)
         .returning(ranks)
     )
@@ -187,9 +171,7 @@ def refuse_stale(rank: Rank, incarnation: int, *, over: bool) -> None:
     """
     who = f"rank {rank.rank} of attempt {rank.attempt}"
     if incarnation != rank.incarnation:
-        raise StaleToken(
-            f"incarnation {incarnation} of {who} was replaced by {rank.incarnation}"
-        )
+        raise StaleToken(f"incarnation {incarnation} of {who} was replaced by {rank.incarnation}")
     if rank.state is RankState.LOST:
         raise StaleToken(f"{who} was declared lost")
     if over:
@@ -197,11 +179,7 @@ def refuse_stale(rank: Rank, incarnation: int, *, over: bool) -> None:
 
 
 def move(
-    connection: Connection,
-    attempt: AttemptId,
-    rank: int,
-    to: RankState,
-    exit: Exit | None,
+    connection: Connection, attempt: AttemptId, rank: int, to: RankState, exit: Exit | None
 ) -> bool:
     """See ``Store.move_rank``."""
     values: dict[str, Any] = {"state": to}

@@ -21,7 +21,5 @@ def add(connection: Connection, event: Event) -> None:
 def of(connection: Connection, run_id: str) -> list[Event]:
     """See ``Store.events``."""
     columns = (events.c[name] for name in _FIELDS)
-    rows = connection.execute(
-        select(*columns).where(events.c.run == run_id).order_by(events.c.id)
-    )
+    rows = connection.execute(select(*columns).where(events.c.run == run_id).order_by(events.c.id))
     return [Event(**row._mapping) for row in rows]

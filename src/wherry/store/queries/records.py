@@ -30,11 +30,7 @@ def fit(value: Any) -> Any:
     :raises ValueError: for an integer of more than 64 bits, and for NaN.
     """
     if isinstance(value, str):
-        return (
-            value.encode("utf-8", "replace")
-            .decode()
-            .replace("\0", "\N{REPLACEMENT CHARACTER}")
-        )
+        return value.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
     if isinstance(value, dict):
         return {fit(key): fit(each) for key, each in value.items()}
     if isinstance(value, tuple):
@@ -53,12 +49,7 @@ def chunk_row(chunk: Chunk) -> dict[str, Any]:
         small = zstandard.ZstdCompressor(level=1).compress(payload)
         if packed := len(small) < len(payload):
             payload = small
-    own = {
-        "kind": chunk.kind,
-        "count": chunk.count,
-        "first": chunk.first,
-        "last": chunk.last,
-    }
+    own = {"kind": chunk.kind, "count": chunk.count, "first": chunk.first, "last": chunk.last}
     row: dict[str, Any] = fit(own)
     return row | {"packed": packed, "payload": payload}
 
@@ -117,9 +108,7 @@ def chunk_rows(
     if ranks is not None:
         wanted.append(chunks.c.rank.in_(sorted(ranks)))
     order = chunks.c.id.desc() if newest else chunks.c.id
-    statement = (
-        select(chunks.c.packed, *_CHUNK).where(*wanted).order_by(order).limit(limit)
-    )
+    statement = select(chunks.c.packed, *_CHUNK).where(*wanted).order_by(order).limit(limit)
     rows = connection.execute(statement).all()
     return rows[::-1] if newest else rows
 
@@ -136,9 +125,7 @@ def at_a_glance(connection: Connection, run_id: str) -> list[Series]:
     """See ``Store.series``."""
     columns = (series.c[name] for name in Series.__struct_fields__)
     order = (series.c.attempt, series.c.rank, series.c.name)
-    rows = connection.execute(
-        select(*columns).where(series.c.run == run_id).order_by(*order)
-    )
+    rows = connection.execute(select(*columns).where(series.c.run == run_id).order_by(*order))
     return [
         Series(**{**row._mapping, "last": math.nan if row.last is None else row.last})
         for row in rows

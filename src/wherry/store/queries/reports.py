@@ -14,18 +14,7 @@ from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
-from sqlalchemy import (
-    Connection,
-    Table,
-    and_,
-    bindparam,
-    case,
-    insert,
-    or_,
-    select,
-    tuple_,
-    update,
-)
+from sqlalchemy import Connection, Table, and_, bindparam, case, insert, or_, select, tuple_, update
 
 from wherry.core.run import Rank
 from wherry.core.states import RANK_NEXT
@@ -81,14 +70,10 @@ def prepare(report: Report) -> Prepared | WherryError:
             chunks=[own | chunk_row(chunk) for chunk in report.chunks],
             series=[own | series_row(part) for part in report.series],
             files=[own | file_row(file) for file in report.files],
-            params=[
-                {"run": key[0]} | param_row(*item) for item in report.params.items()
-            ],
+            params=[{"run": key[0]} | param_row(*item) for item in report.params.items()],
         )
     except ValueError as error:
-        return InvalidInput(
-            f"a report of rank {report.rank} of {report.attempt}: {error}"
-        )
+        return InvalidInput(f"a report of rank {report.rank} of {report.attempt}: {error}")
 
 
 def ingest(
@@ -126,10 +111,7 @@ def _locked(connection: Connection, keys: set[Key]) -> dict[Key, tuple[Rank, boo
     remaining = iter(sorted(keys))
     while some := list(itertools.islice(remaining, _MOST)):
         for row in connection.execute(statement.where(key.in_(some)).with_for_update()):
-            known[row.run, row.attempt, row.rank] = (
-                members.rank_of(row),
-                row.over is not None,
-            )
+            known[row.run, row.attempt, row.rank] = (members.rank_of(row), row.over is not None)
     return known
 
 
@@ -157,10 +139,7 @@ def _is_new(rank: Rank, report: Report) -> bool:
 def _after(rank: Rank, one: Prepared) -> Rank:
     """The rank once the report is stored."""
     report = one.report
-    values: dict[str, Any] = {
-        "acked": report.last_seq,
-        "phases": rank.phases | one.phases,
-    }
+    values: dict[str, Any] = {"acked": report.last_seq, "phases": rank.phases | one.phases}
     if report.result:
         values["result"] = report.result
     rank = replace(rank, **values)
@@ -172,9 +151,7 @@ def _after(rank: Rank, one: Prepared) -> Rank:
     return rank
 
 
-def _write(
-    connection: Connection, accepted: Sequence[Prepared], changed: dict[Key, Rank]
-) -> None:
+def _write(connection: Connection, accepted: Sequence[Prepared], changed: dict[Key, Rank]) -> None:
     def rows(name: str) -> list[dict[str, Any]]:
         return [row for one in accepted for row in getattr(one, name)]
 
@@ -187,15 +164,11 @@ def _write(
     if some := rows("params"):
         connection.execute(_latest(connection, params, ("run", "name")), some)
     if changed:
-        connection.execute(
-            _UPDATE_RANKS, [_rank_row(*item) for item in changed.items()]
-        )
+        connection.execute(_UPDATE_RANKS, [_rank_row(*item) for item in changed.items()])
 
 
 def _rank_row(key: Key, rank: Rank) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        f"key_{name}": part for name, part in zip(_KEY, key, strict=True)
-    }
+    row: dict[str, Any] = {f"key_{name}": part for name, part in zip(_KEY, key, strict=True)}
     return row | {f"new_{name}": getattr(rank, name) for name in _CHANGED}
 
 
@@ -213,9 +186,7 @@ def _merge_series(connection: Connection) -> Upsert:
 
     def best(name: str, better: Any) -> Any:
         old, other = series.c[name], new[name]
-        return case(
-            (or_(old.is_(None), and_(other.is_not(None), better)), other), else_=old
-        )
+        return case((or_(old.is_(None), and_(other.is_not(None), better)), other), else_=old)
 
     return statement.on_conflict_do_update(
         index_elements=["run", "attempt", "rank", "name"],

@@ -29,13 +29,9 @@ def create(connection: Connection, run: Run, *, key: str, request: str) -> Run:
     connection.execute(insert(runs), _columns(run))
     own = {"run": run.id}
     if run.spec.tags:
-        connection.execute(
-            insert(tags), [own | {"tag": tag} for tag in sorted({*run.spec.tags})]
-        )
+        connection.execute(insert(tags), [own | {"tag": tag} for tag in sorted({*run.spec.tags})])
     if digests := _digests(run.spec):
-        connection.execute(
-            insert(uses), [own | {"digest": digest} for digest in digests]
-        )
+        connection.execute(insert(uses), [own | {"digest": digest} for digest in digests])
     if key:
         row = {"key": key, "request": request, "created": run.created}
         connection.execute(insert(idempotency), own | row)
@@ -44,9 +40,7 @@ def create(connection: Connection, run: Run, *, key: str, request: str) -> Run:
 
 
 def _made(connection: Connection, key: str, request: str) -> Run | None:
-    known = connection.execute(
-        select(idempotency).where(idempotency.c.key == key)
-    ).first()
+    known = connection.execute(select(idempotency).where(idempotency.c.key == key)).first()
     if known is None:
         return None
     if known.request != request:
@@ -80,10 +74,7 @@ def resolve(connection: Connection, ref: str, *, owner: str, project: str) -> Ru
     """See ``Store.resolve``."""
     theirs = _ROW.where(runs.c.owner == owner, runs.c.project == project)
     newest = theirs.order_by(runs.c.ordinal.desc())
-    for statement in (
-        theirs.where(runs.c.id == ref),
-        newest.where(runs.c.name == ref).limit(1),
-    ):
+    for statement in (theirs.where(runs.c.id == ref), newest.where(runs.c.name == ref).limit(1)):
         if row := connection.execute(statement).first():
             return Run(**row._mapping)
     if ref == "last":
@@ -114,18 +105,12 @@ def page(connection: Connection, where: RunFilter) -> list[Run]:
     for tag in sorted(where.tags):
         conditions.append(exists().where(tags.c.run == runs.c.id, tags.c.tag == tag))
     if where.before:
-        ordinal = connection.scalar(
-            select(runs.c.ordinal).where(runs.c.id == where.before)
-        )
+        ordinal = connection.scalar(select(runs.c.ordinal).where(runs.c.id == where.before))
         if ordinal is None:
-            raise NotFound(
-                f"there is no run {where.before!r}", hint="list from the start again"
-            )
+            raise NotFound(f"there is no run {where.before!r}", hint="list from the start again")
         conditions.append(runs.c.ordinal < ordinal)
     newest = _ROW.where(*conditions).order_by(runs.c.ordinal.desc())
-    return [
-        Run(**row._mapping) for row in connection.execute(newest.limit(where.limit))
-    ]
+    return [Run(**row._mapping) for row in connection.execute(newest.limit(where.limit))]
 
 
 def move(
@@ -139,14 +124,10 @@ def move(
 ) -> bool:
     """See ``Store.move_run``. ``news``: columns with their new values, None for those that stay."""
     values = {name: value for name, value in news.items() if value is not None}
-    statement = update(runs).where(
-        runs.c.id == run_id, runs.c.state.in_(run_sources(to))
-    )
+    statement = update(runs).where(runs.c.id == run_id, runs.c.state.in_(run_sources(to)))
     if attempt is not None:
         statement = statement.where(runs.c.attempt == attempt)
-    moved = statement.values(state=to, reason=reason, **values).returning(
-        runs.c.attempt
-    )
+    moved = statement.values(state=to, reason=reason, **values).returning(runs.c.attempt)
     latest = connection.scalar(moved)
     if latest is None:
         return False
@@ -161,20 +142,14 @@ def set_reason(connection: Connection, run_id: str, reason: str) -> None:
     """See ``Store.set_reason``. The event's kind is ``waiting``."""
     changed = (
         update(runs)
-        .where(
-            runs.c.id == run_id,
-            runs.c.reason != reason,
-            runs.c.state.not_in(RUN_TERMINAL),
-        )
+        .where(runs.c.id == run_id, runs.c.reason != reason, runs.c.state.not_in(RUN_TERMINAL))
         .values(reason=reason)
         .returning(runs.c.attempt)
     )
     attempt = connection.scalar(changed)
     if attempt is not None and reason:
         now = time.time()
-        event = Event(
-            run=run_id, time=now, kind="waiting", message=reason, attempt=attempt
-        )
+        event = Event(run=run_id, time=now, kind="waiting", message=reason, attempt=attempt)
         history.add(connection, event)
 
 
@@ -182,11 +157,7 @@ def request_stop(connection: Connection, run_id: str) -> bool:
     """See ``Store.request_stop``. The event's kind is ``stop-requested``."""
     changed = (
         update(runs)
-        .where(
-            runs.c.id == run_id,
-            ~runs.c.stop_requested,
-            runs.c.state.not_in(RUN_TERMINAL),
-        )
+        .where(runs.c.id == run_id, ~runs.c.stop_requested, runs.c.state.not_in(RUN_TERMINAL))
         .values(stop_requested=True)
         .returning(runs.c.attempt)
     )
@@ -207,12 +178,8 @@ def remove(connection: Connection, run_id: str) -> None:
         return
     state = get(connection, run_id).state
     if state in RUN_TERMINAL:
-        raise Conflict(
-            f"the ranks of run {run_id!r} are still being ended", hint="try again soon"
-        )
-    raise Conflict(
-        f"run {run_id!r} is {state}", hint=f"stop it first: wherry stop {run_id}"
-    )
+        raise Conflict(f"the ranks of run {run_id!r} are still being ended", hint="try again soon")
+    raise Conflict(f"run {run_id!r} is {state}", hint=f"stop it first: wherry stop {run_id}")
 
 
 def finished_before(connection: Connection, ended: float, limit: int) -> list[str]:

@@ -65,9 +65,7 @@ def _runs() -> None:
         ["owner", "project", "name", "ordinal"],
         unique=False,
     )
-    op.create_index(
-        op.f("ix_runs_state_ended"), "runs", ["state", "ended"], unique=False
-    )
+    op.create_index(op.f("ix_runs_state_ended"), "runs", ["state", "ended"], unique=False)
 
 
 def _attempts() -> None:
@@ -168,9 +166,7 @@ def _idempotency() -> None:
         ),
         sa.PrimaryKeyConstraint("key", name=op.f("pk_idempotency")),
     )
-    op.create_index(
-        op.f("ix_idempotency_created"), "idempotency", ["created"], unique=False
-    )
+    op.create_index(op.f("ix_idempotency_created"), "idempotency", ["created"], unique=False)
     op.create_index(op.f("ix_idempotency_run"), "idempotency", ["run"], unique=False)
 
 
@@ -203,9 +199,7 @@ def _series() -> None:
         sa.ForeignKeyConstraint(
             ["run"], ["runs.id"], name=op.f("fk_series_run"), ondelete="CASCADE"
         ),
-        sa.PrimaryKeyConstraint(
-            "run", "attempt", "rank", "name", name=op.f("pk_series")
-        ),
+        sa.PrimaryKeyConstraint("run", "attempt", "rank", "name", name=op.f("pk_series")),
     )
 
 
@@ -214,9 +208,7 @@ def _tags() -> None:
         "tags",
         sa.Column("run", sa.Text(), nullable=False),
         sa.Column("tag", sa.Text(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["run"], ["runs.id"], name=op.f("fk_tags_run"), ondelete="CASCADE"
-        ),
+        sa.ForeignKeyConstraint(["run"], ["runs.id"], name=op.f("fk_tags_run"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("run", "tag", name=op.f("pk_tags")),
     )
     op.create_index(op.f("ix_tags_tag"), "tags", ["tag"], unique=False)
@@ -227,9 +219,7 @@ def _uses() -> None:
         "uses",
         sa.Column("run", sa.Text(), nullable=False),
         sa.Column("digest", sa.Text(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["run"], ["runs.id"], name=op.f("fk_uses_run"), ondelete="CASCADE"
-        ),
+        sa.ForeignKeyConstraint(["run"], ["runs.id"], name=op.f("fk_uses_run"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("run", "digest", name=op.f("pk_uses")),
     )
 
