@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from wherry._version import __version__
 
 if TYPE_CHECKING:
+    from wherry import errors
     from wherry.agent.user import (
         checkpoint_dir,
         output_dir,
@@ -35,6 +36,7 @@ __all__ = [
     "__version__",
     "checkpoint_dir",
     "connect",
+    "errors",
     "output_dir",
     "params",
     "rank",
@@ -62,6 +64,8 @@ _FOLDERS = {"checkpoint_dir", "output_dir"}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return import_module("wherry.errors")
     if name not in _HOME:
         raise AttributeError(f"module 'wherry' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)

@@ -45,7 +45,7 @@ def contexts(home: Path | None = None) -> list[Context]:
     return found
 
 
-def context(name: str = "", home: Path | None = None) -> Context:
+def context(name: str | None = "", home: Path | None = None) -> Context:
     """
     The context called ``name``; for "" the one in use: ``WHERRY_CONTEXT``, else as ``use`` said.
 

@@ -52,6 +52,7 @@ class Draft:
     changes: Mapping[str, Any] = field(default_factory=dict)
     #: a run's spec, to run again: its code and environment stay; ``words`` replace its arguments
     base: JobSpec | None = None
+    parent: str = ""  #: that run
     folder: Path | None = None  #: where the person stands; None: the current folder
     foreground: bool = False
     in_place: bool | None = None  #: work in the project folder itself; None: where in foreground
@@ -161,14 +162,13 @@ def push(client: Client, prepared: Prepared) -> int:
     return len(missing)
 
 
-def from_run(detail: RunDetail, draft: Draft | None = None) -> Prepared:
+def from_run(detail: RunDetail, draft: Draft | None = None) -> Draft:
     """
     The same run again, with the changes of ``draft``: same code, same environment.
 
     It works in a copy of the code as it was then, also where that run worked in place.
     """
-    draft = replace(draft or Draft(), base=detail.run.spec)
-    return replace(prepare(draft), parent=detail.run.id)
+    return replace(draft or Draft(), base=detail.run.spec, parent=detail.run.id)
 
 
 def _again(draft: Draft, base: JobSpec) -> Prepared:
@@ -185,7 +185,7 @@ def _again(draft: Draft, base: JobSpec) -> Prepared:
         environment, blobs, notes = _environment(draft, folder, target, in_place=False)
     code = msgspec.structs.replace(spec.code, in_place="")
     spec = msgspec.structs.replace(spec, code=code, environment=environment)
-    return Prepared(spec=spec, blobs=blobs, notes=notes)
+    return Prepared(spec=spec, blobs=blobs, notes=notes, parent=draft.parent)
 
 
 def _arguments(command: tuple[str, ...]) -> int:
