@@ -119,15 +119,11 @@ class AgentSink:
 
     def payloads(self, kind: int, attempt: str, rank: int = 0) -> list[Any]:
         """The decoded JSON payloads of one kind of frame."""
-        return [
-            json.loads(f.payload) for f in self.frames(attempt, rank) if f.kind == kind
-        ]
+        return [json.loads(f.payload) for f in self.frames(attempt, rank) if f.kind == kind]
 
     def log(self, attempt: str, rank: int = 0, stream: int = protocol.STDOUT) -> bytes:
         """What the program wrote to a stream."""
-        frames = (
-            f.payload for f in self.frames(attempt, rank) if f.kind == protocol.LOG
-        )
+        frames = (f.payload for f in self.frames(attempt, rank) if f.kind == protocol.LOG)
         return b"".join(p[1:] for p in frames if p[0] == stream)
 
     def metrics(
@@ -137,9 +133,7 @@ class AgentSink:
         series: dict[str, list[tuple[int, float]]] = defaultdict(list)
         for frame in self.frames(attempt, rank):
             if frame.kind == kind:
-                for name, steps, _times, values in protocol.unpack_series(
-                    frame.payload
-                ):
+                for name, steps, _times, values in protocol.unpack_series(frame.payload):
                     series[name].extend(zip(steps, values, strict=True))
         return dict(series)
 
@@ -148,9 +142,7 @@ class AgentSink:
         exits = self.payloads(protocol.EXIT, attempt, rank)
         return exits[-1] if exits else None
 
-    def wait_exit(
-        self, attempt: str, rank: int = 0, timeout: float = 30.0
-    ) -> dict[str, Any]:
+    def wait_exit(self, attempt: str, rank: int = 0, timeout: float = 30.0) -> dict[str, Any]:
         """The payload of EXIT. :raises TimeoutError: where none comes in time."""
         self.wait(
             lambda: self.exit(attempt, rank) is not None,
@@ -161,17 +153,13 @@ class AgentSink:
         assert found is not None
         return found
 
-    def wait(
-        self, condition: Callable[[], bool], timeout: float = 30.0, what: str = ""
-    ) -> None:
+    def wait(self, condition: Callable[[], bool], timeout: float = 30.0, what: str = "") -> None:
         """Return once ``condition`` holds; it is asked after every request. :raises TimeoutError:"""
         deadline = time.monotonic() + timeout
         with self._changed:
             while not condition():
                 if time.monotonic() > deadline:
-                    raise TimeoutError(
-                        f"did not happen in {timeout} s: {what or condition}"
-                    )
+                    raise TimeoutError(f"did not happen in {timeout} s: {what or condition}")
                 self._changed.wait(0.05)
 
     # --- what agents ask; each returns (status, body)
@@ -197,8 +185,7 @@ class AgentSink:
                 return 202, _json({"missing": missing})
             told = [self.hellos[member.attempt, r] for r in world]
         peers = [
-            {"rank": r, "address": t["address"], "ports": t["ports"]}
-            for r, t in enumerate(told)
+            {"rank": r, "address": t["address"], "ports": t["ports"]} for r, t in enumerate(told)
         ]
         return 200, _json({"peers": peers})
 
@@ -212,9 +199,7 @@ class AgentSink:
         with self._changed:
             acked = self.acked[key]
             if frames and frames[-1].seq > acked:
-                if [f.seq for f in frames] != list(
-                    range(acked + 1, acked + 1 + len(frames))
-                ):
+                if [f.seq for f in frames] != list(range(acked + 1, acked + 1 + len(frames))):
                     return 409, _error("conflict", f"send from {acked + 1}")
                 self.acked[key] = acked = frames[-1].seq
                 self.received += len(body)
@@ -315,7 +300,5 @@ def _pack(sink: AgentSink, digests: list[str]) -> tuple[int, bytes]:
     for digest in digests:
         if digest not in sink.blobs:
             return 404, _error("not-found", digest)
-        pack.write(
-            protocol.pack_item(digest, len(sink.blobs[digest])) + sink.blobs[digest]
-        )
+        pack.write(protocol.pack_item(digest, len(sink.blobs[digest])) + sink.blobs[digest])
     return 200, pack.getvalue()

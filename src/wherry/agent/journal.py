@@ -1,0 +1,250 @@
+"""
+The journal: a rank's reports, numbered, on disk until the control plane has them.
+
+Written by every part of the agent through :meth:`Journal.append`, read by ``agent.sender``; the
+local back end reads what is left with :func:`read_folder`. A full disk never blocks or kills the
+program: output is dropped and counted, everything else waits in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+from wherry.agent import protocol
+
+SEGMENT = 32 * 2**20  #: bytes after which a new segment starts
+MEMORY = 16 * 2**20  #: bytes of frames that may wait in memory for room on the disk
+
+_Frame = tuple[int, bytes]  # seq, whole frame
+
+
+def segments(folder: Path) -> list[Path]:
+    """The files of the journal in ``folder``, oldest first."""
+    older = [p for p in folder.glob("journal.*") if p.suffix[1:].isdigit()]
+    older.sort(key=lambda p: int(p.suffix[1:]))
+    return [*older, folder / "journal"]
+
+
+def read_folder(folder: Path) -> Iterator[bytes]:
+    """The whole frames that lie in ``folder``, sent or not, in order, each as bytes."""
+    for path in segments(folder):
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            data = memoryview(path.read_bytes())
+            for kind, seq, when, payload in protocol.iter_frames(data):
+                yield protocol.frame(kind, seq, when, bytes(payload))
+
+
+class Journal:
+    """
+    Safe from any thread. ``spool_limit``: bytes of unsent frames beyond which output is dropped.
+
+    Opened again on a folder that has a journal, it goes on after the last whole frame.
+    """
+
+    def __init__(self, folder: Path, spool_limit: int) -> None:
+        self._folder = folder
+        self._limit = spool_limit
+        self._lock = threading.Lock()
+        self.written = threading.Event()  #: set whenever there is something to send
+        self.acked = 0
+        self.last = 0  #: the newest frame's number
+        self._sealed: deque[tuple[int, Path, int]] = deque()  # last seq, file, bytes
+        self._size = 0
+        self._memory: deque[_Frame] = deque()
+        self._in_memory = 0
+        self._dropped = [0, 0, 0]  # bytes and lines of output, other frames
+        self._cursor: tuple[int, Path, int] | None = None  # next seq, its file, offset there
+        self._recover()
+        self._fd = os.open(folder / "journal", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        self._acked_fd = os.open(folder / "acked", os.O_RDWR | os.O_CREAT, 0o600)
+
+    def append(self, kind: int, payload: bytes, when: float | None = None) -> None:
+        """Add a frame of this moment, or of ``when`` (seconds since the epoch). Never raises."""
+        with self._lock:
+            if any(self._dropped) and self._has_room():
+                self._confess()
+            self._append(kind, payload, time.time() if when is None else when)
+        self.written.set()
+
+    def say(self, text: str) -> None:
+        """Add a line of our own to the log."""
+        self.append(protocol.LOG, bytes([protocol.SYSTEM]) + text.encode() + b"\n")
+
+    def read(self, limit: int) -> tuple[bytes, int]:
+        """
+        The frames after ``acked``, at least one if there is one, else up to ``limit`` bytes; and
+        the last one's number (``acked`` where there is none).
+        """
+        with self._lock:
+            data, last = self._read_disk(limit)
+            if data:
+                return data, last
+            parts, size, last = [], 0, self.acked
+            for seq, frame in self._memory:
+                if seq > self.acked and (not parts or size + len(frame) <= limit):
+                    parts.append(frame)
+                    size += len(frame)
+                    last = seq
+            return b"".join(parts), last
+
+    def acknowledge(self, seq: int) -> None:
+        """The control plane has everything up to ``seq``: forget it."""
+        with self._lock:
+            self.acked = max(self.acked, min(seq, self.last))
+            while self._sealed and self._sealed[0][0] <= self.acked:
+                self._unlink(self._sealed.popleft()[1])
+            while self._memory and self._memory[0][0] <= self.acked:
+                self._in_memory -= len(self._memory.popleft()[1])
+            if self.acked == self.last and self._size > SEGMENT // 4:
+                os.ftruncate(self._fd, 0)
+                self._size, self._cursor = 0, None
+            # Written over in place: this needs no room on a full disk.
+            with contextlib.suppress(OSError):
+                os.pwrite(self._acked_fd, b"%020d" % self.acked, 0)
+
+    @property
+    def unsent(self) -> bool:
+        """Whether something waits for its acknowledgement."""
+        return self.acked < self.last
+
+    # --- writing
+    def _append(self, kind: int, payload: bytes, when: float) -> None:
+        frame = protocol.frame(kind, self.last + 1, when, payload)
+        output = kind == protocol.LOG
+        if output and self._spooled() + len(frame) > self._limit:
+            self._drop(payload)
+        elif not self._memory and self._write(frame):
+            self.last += 1
+        elif output:
+            self._drop(payload)
+        elif self._in_memory + len(frame) > MEMORY and kind != protocol.EXIT:
+            self._dropped[2] += 1
+        else:
+            self.last += 1
+            self._memory.append((self.last, frame))
+            self._in_memory += len(frame)
+
+    def _write(self, frame: bytes) -> bool:
+        try:
+            if self._size + len(frame) > SEGMENT and self._size:
+                self._seal()
+            written = os.write(self._fd, frame)
+            if written < len(frame):
+                os.ftruncate(self._fd, self._size)
+                return False
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self._size)
+            return False
+        self._size += len(frame)
+        return True
+
+    def _seal(self) -> None:
+        """Rename the current segment after its first frame and start a new one."""
+        first = os.pread(self._fd, protocol.HEADER.size, 0)
+        seq = protocol.HEADER.unpack(first)[2]
+        path = self._folder / f"journal.{seq}"
+        os.rename(self._folder / "journal", path)
+        self._sealed.append((self.last, path, self._size))
+        if self._cursor and self._cursor[1].name == "journal":
+            self._cursor = self._cursor[0], path, self._cursor[2]
+        os.close(self._fd)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+        self._fd = os.open(self._folder / "journal", flags, 0o600)
+        self._size = 0
+        while self._sealed and self._sealed[0][0] <= self.acked:
+            self._unlink(self._sealed.popleft()[1])
+
+    def _has_room(self) -> bool:
+        """Whether output is kept again; first moves to the disk what waits in memory."""
+        while self._memory and self._write(self._memory[0][1]):
+            self._in_memory -= len(self._memory.popleft()[1])
+        # Some room beyond the limit, or every line would be followed by a line about it.
+        return not self._memory and self._spooled() < self._limit * 3 // 4
+
+    def _drop(self, payload: bytes) -> None:
+        self._dropped[0] += len(payload) - 1
+        self._dropped[1] += payload.count(b"\n")
+
+    def _confess(self) -> None:
+        size, lines, others = self._dropped
+        self._dropped = [0, 0, 0]
+        also = f" and {others} other reports" if others else ""
+        text = f"{size} bytes ({lines} lines) of output{also} were not kept: there was no room\n"
+        frame = bytes([protocol.SYSTEM]) + text.encode()
+        self._append(protocol.LOG, frame, time.time())
+
+    def _spooled(self) -> int:
+        return sum(size for _, _, size in self._sealed) + (self._size if self.unsent else 0)
+
+    # --- reading
+    def _read_disk(self, limit: int) -> tuple[bytes, int]:
+        """Whole frames after ``acked`` from the disk, and the last one's number."""
+        want = self.acked + 1
+        seq, path, offset = self._cursor or (0, self._folder / "journal", 0)
+        if seq != want:
+            path = next((p for last, p, _ in self._sealed if last >= want), self._folder / "journal")
+            offset = _skip(path, want)
+        while True:
+            data, last = _read_frames(path, offset, limit)
+            if data or path.name == "journal":
+                self._cursor = last + 1 if data else want, path, offset + len(data)
+                return data, last
+            after = [p for _, p, _ in self._sealed]
+            path = [*after, self._folder / "journal"][after.index(path) + 1]
+            offset = 0
+
+    def _recover(self) -> None:
+        """Take up what an earlier process left."""
+        with contextlib.suppress(OSError, ValueError):
+            self.acked = int((self._folder / "acked").read_text() or 0)
+        self.last = self.acked
+        for path in segments(self._folder):
+            with contextlib.suppress(FileNotFoundError):
+                data, last = _read_frames(path, 0, path.stat().st_size)
+                self.last = max(self.last, last)
+                if path.name == "journal":
+                    os.truncate(path, len(data))
+                    self._size = len(data)
+                else:
+                    self._sealed.append((last, path, len(data)))
+
+    @staticmethod
+    def _unlink(path: Path) -> None:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _skip(path: Path, seq: int) -> int:
+    """The offset of frame ``seq`` in a segment, or of its end."""
+    data, offset = path.read_bytes(), 0
+    while len(data) - offset >= protocol.HEADER.size:
+        length, _, found, _ = protocol.HEADER.unpack_from(data, offset)
+        if found >= seq:
+            break
+        offset += 4 + length
+    return offset
+
+
+def _read_frames(path: Path, offset: int, limit: int) -> tuple[bytes, int]:
+    """Whole frames of at most ``limit`` bytes together, or one; and the last one's number."""
+    header = protocol.HEADER
+    with open(path, "rb") as file:
+        file.seek(offset)
+        data = file.read(limit)
+        if len(data) >= header.size:
+            first = 4 + header.unpack_from(data)[0]
+            data += file.read(max(0, first - len(data)))
+    end = last = 0
+    while len(data) - end >= header.size:
+        length, _, seq, _ = header.unpack_from(data, end)
+        if end + 4 + length > len(data):
+            break
+        end, last = end + 4 + length, seq
+    return data[:end], last

@@ -1,0 +1,102 @@
+"""
+The sender: a thread that brings the journal to the control plane, for as long as it takes.
+
+Started by ``agent.main``. It says hello, then sends batches and heartbeats. A control plane that is
+down or restarts costs nothing but time: what is not acknowledged is sent again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from typing import Any, Callable
+
+from wherry.agent import protocol
+from wherry.agent.calls import Control, Refused, Replaced, Unreachable, backoff, own_address
+from wherry.agent.journal import Journal
+
+BATCH = 7 * 2**20  #: bytes of one request; a longer frame goes alone
+PACE = 0.05  #: seconds between two requests while little is written
+
+
+class Sender(threading.Thread):
+    """
+    ``on_stop()`` is called when the run is to stop, ``on_replaced()`` when this incarnation was
+    replaced; both may be called again. ``ports``: what this rank offers to the others.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        journal: Journal,
+        *,
+        ports: list[int],
+        on_stop: Callable[[], None],
+        on_replaced: Callable[[], None],
+    ) -> None:
+        super().__init__(name="sender", daemon=True)
+        self._config = config
+        self._journal = journal
+        self._control = Control(config)
+        self._ports = ports
+        self._on_stop = on_stop
+        self._on_replaced = on_replaced
+        self._hello_due = True
+        self._finishing = False
+
+    def finish(self) -> None:
+        """Return once everything is acknowledged, or this incarnation was replaced."""
+        self._finishing = True
+        self._journal.written.set()
+        self.join()
+
+    def run(self) -> None:
+        """The thread."""
+        delays = backoff()
+        while not (self._finishing and not self._journal.unsent and not self._hello_due):
+            try:
+                self._step()
+                delays = backoff()
+            except Replaced:
+                self._on_replaced()
+                return
+            except Refused as error:
+                # What was sent does not follow what is stored: ask again where to go on.
+                print(f"refused: {error.status} {error.code} {error.message}", flush=True)
+                self._hello_due = True
+                time.sleep(next(delays))
+            except Unreachable:
+                self._hello_due = True
+                time.sleep(next(delays))
+        self._control.close()
+
+    def _step(self) -> None:
+        if self._hello_due:
+            answer = self._control.call("POST", "/hello", self._hello())
+            self._journal.acknowledge(int(answer["acked"]))
+            self._hello_due = False
+        self._journal.written.clear()
+        body, _last = self._journal.read(BATCH)
+        answer = self._control.call("POST", "/reports", body)
+        self._journal.acknowledge(int(answer["acked"]))
+        if answer.get("stop"):
+            self._on_stop()
+        if len(body) < BATCH // 2 and not self._finishing:
+            time.sleep(PACE)
+            self._journal.written.wait(self._config["heartbeat"])
+
+    def _hello(self) -> bytes:
+        address = own_address(self._control.host, self._control.port)
+        hello = {
+            "protocol": protocol.PROTOCOL,
+            "host": socket.gethostname(),
+            "address": address,
+            "ports": self._ports,
+            "pid": os.getpid(),
+            "python": sys.version.split()[0],
+        }
+        return json.dumps(hello).encode()

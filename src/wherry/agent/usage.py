@@ -1,0 +1,83 @@
+"""
+What the program uses: CPU, memory, GPUs; and whether it uses more memory than it was given.
+
+Polled by ``agent.watch``. Where a cgroup enforces the memory limit, the kernel kills and this file
+finds out; where none does, :meth:`Usage.poll` says that the limit is passed and the agent kills.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from typing import Any
+
+from wherry.agent import platform, protocol
+from wherry.agent.journal import Journal
+
+PERIOD = 2.0  #: seconds between two points
+_GPU_PERIOD = 10.0  #: seconds: nvidia-smi takes up to half a second of its own
+_QUERY = "index,utilization.gpu,memory.used"
+
+
+class Usage:
+    """The use of everything below this process, as USAGE frames."""
+
+    def __init__(self, journal: Journal, limits: dict[str, Any]) -> None:
+        self._journal = journal
+        self._limit: int | None = limits.get("memory")
+        self._cgroups: list[str] = list(limits.get("cgroup") or ())
+        self._enforced = platform.enforced(self._cgroups)
+        self._kills = platform.oom_kills(self._cgroups)
+        self._cpu: dict[int, float] = {}
+        self._at = time.monotonic()
+        self._smi = shutil.which("nvidia-smi")
+        self._gpu_due = 0.0
+        self.peak = 0  #: bytes: the most that was seen
+
+    def poll(self) -> bool:
+        """Add a point; whether the program is over its limit and nobody but us enforces it."""
+        found = platform.descendants(os.getpid())
+        now = time.monotonic()
+        spent = sum(p.cpu - self._cpu.get(p.pid, 0.0) for p in found if p.pid in self._cpu)
+        fresh = sum(p.cpu for p in found if p.pid not in self._cpu)
+        memory = sum(p.memory for p in found)
+        points = {
+            "cpu": max(0.0, spent + fresh) / max(now - self._at, 0.001),
+            "memory": float(platform.cgroup_memory(self._cgroups) or memory),
+        }
+        self._cpu, self._at = {p.pid: p.cpu for p in found}, now
+        over = False
+        if self._limit and not self._enforced and memory > self._limit:
+            # Forked workers share pages: count those once before calling it too much.
+            memory = platform.proportional_memory(p.pid for p in found) or memory
+            points["memory"] = float(memory)
+            over = memory > self._limit
+        self.peak = max(self.peak, int(points["memory"]))
+        if self._smi and now >= self._gpu_due:
+            self._gpu_due = now + _GPU_PERIOD
+            points.update(self._gpus())
+        stamp = time.time()
+        series = {name: ([int(stamp)], [stamp], [value]) for name, value in points.items()}
+        self._journal.append(protocol.USAGE, protocol.pack_series(series), stamp)
+        return over
+
+    def killed_by_kernel(self) -> bool:
+        """Whether the kernel has killed something for memory since the start."""
+        return platform.oom_kills(self._cgroups) > self._kills
+
+    def _gpus(self) -> dict[str, float]:
+        """Utilization (0-1) and memory (bytes) of each device that this process may see."""
+        command = [self._smi or "", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
+        found: dict[str, float] = {}
+        try:
+            with platform.helper(command) as process:
+                answer = process.communicate(timeout=5)[0].decode("utf-8", "replace")
+            for line in answer.splitlines():
+                index, busy, used = (word.strip() for word in line.split(","))
+                found[f"gpu{index}.utilization"] = float(busy) / 100
+                found[f"gpu{index}.memory"] = float(used) * 2**20
+        except (OSError, ValueError, subprocess.SubprocessError):
+            self._smi = None  # no driver, or a device that does not say: do not ask again
+        return found
