@@ -121,13 +121,13 @@ def find_python(wanted: str, uv: str) -> str:
     return done.stdout.decode().strip() if done.returncode == 0 else ""
 
 
-def uv_environ(environ: Mapping[str, str]) -> dict[str, str]:
+def uv_environ(environ: Mapping[str, str], *, pip_settings: bool = True) -> dict[str, str]:
     """
     The environment to run uv in: without what belongs to other projects, and with pip's settings
     (variables and ``pip.conf``) where uv has none of its own.
     """
     env = {k: v for k, v in environ.items() if k not in _FOREIGN}
-    pip = _pip_settings(environ)
+    pip = _pip_settings(environ) if pip_settings else {}
     if "no-index" in pip and pip["no-index"].lower() not in (
         "0",
         "no",

@@ -66,9 +66,7 @@ def capture(
     """
     root = root.resolve()
     limit = settings.get("max_file") if max_file is None else max_file
-    capturing = _Capturing(
-        root, StatCache(cache, root), limit, strict=large == "refuse"
-    )
+    capturing = _Capturing(root, StatCache(cache, root), limit, strict=large == "refuse")
     paths, wanted = capturing.list(script)
     for path in sorted(paths):
         capturing.add(path, allowed=path in wanted)
@@ -79,9 +77,7 @@ def capture(
 class _Capturing:
     """One capture under way."""
 
-    def __init__(
-        self, root: Path, cache: StatCache, limit: int, *, strict: bool
-    ) -> None:
+    def __init__(self, root: Path, cache: StatCache, limit: int, *, strict: bool) -> None:
         self.root, self.cache, self.limit, self.strict = root, cache, limit, strict
         self.entries: list[Entry] = []
         self.left_out: list[LeftOut] = []
@@ -200,9 +196,7 @@ class _Capturing:
                 path,
                 f"large: {format_bytes(size)}, more than {format_bytes(self.limit)}",
             )
-        manifest = Manifest(
-            entries=tuple(self.entries), left_out=tuple(sorted(self.left_out))
-        )
+        manifest = Manifest(entries=tuple(self.entries), left_out=tuple(sorted(self.left_out)))
         return Captured(manifest=manifest, root=self.root, paths=self.paths)
 
 

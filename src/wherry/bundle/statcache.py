@@ -43,9 +43,7 @@ class StatCache:
         self._now: dict[str, Known] = {}
         self._fresh = False
         try:
-            self._old = msgspec.msgpack.decode(
-                self._file.read_bytes(), type=dict[str, Known]
-            )
+            self._old = msgspec.msgpack.decode(self._file.read_bytes(), type=dict[str, Known])
         except (OSError, msgspec.DecodeError):
             self._old = {}
 
@@ -67,9 +65,7 @@ class StatCache:
         """Write it down if anything is new; files that are gone are forgotten then."""
         if not self._fresh and len(self._now) == len(self._old):
             return
-        draft = self._file.with_name(
-            f"{self._file.name}.{os.getpid()}.{time.monotonic_ns()}"
-        )
+        draft = self._file.with_name(f"{self._file.name}.{os.getpid()}.{time.monotonic_ns()}")
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             draft.write_bytes(msgspec.msgpack.encode(self._now))

@@ -91,16 +91,10 @@ def _git_files(root: Path) -> set[str] | None:
         path = os.fsdecode(raw).rstrip("/")
         # Submodules and nested repositories appear as one bare entry; git cannot list untracked
         # files in them (-o with --recurse-submodules is fatal).
-        if (
-            path
-            and os.path.isdir(folder := f"{root}/{path}")
-            and not os.path.islink(folder)
-        ):
+        if path and os.path.isdir(folder := f"{root}/{path}") and not os.path.islink(folder):
             inner = Path(folder)
             below = _git_files(inner) if (inner / ".git").exists() else None
-            paths.update(
-                f"{path}/{p}" for p in (_walk_files(inner) if below is None else below)
-            )
+            paths.update(f"{path}/{p}" for p in (_walk_files(inner) if below is None else below))
         elif path:
             paths.add(path)
     return paths
@@ -155,9 +149,7 @@ def _without_never(paths: set[str]) -> set[str]:
     """Without caches and virtual environments, which git lists where nobody ignores them."""
     venvs = tuple(p[: -len(VENV_MARK)] for p in paths if p.endswith("/" + VENV_MARK))
     return {
-        p
-        for p in paths
-        if NEVER.isdisjoint(p.split("/")) and not (venvs and p.startswith(venvs))
+        p for p in paths if NEVER.isdisjoint(p.split("/")) and not (venvs and p.startswith(venvs))
     }
 
 
