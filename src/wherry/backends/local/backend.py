@@ -199,10 +199,10 @@ class LocalBackend:
                 env=machine.agent_environment(os.environ),
                 start_new_session=True,
             )
-        write_agent(rank.path / "agent.json", agent.pid)
         threading.Thread(
             target=self._await, args=(agent, request.attempt), name="agent-end", daemon=True
         ).start()
+        write_agent(rank.path / "agent.json", agent.pid)
 
     def _await(self, agent: subprocess.Popen[bytes], attempt: AttemptId) -> None:
         agent.wait()
