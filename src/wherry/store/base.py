@@ -190,8 +190,13 @@ class Store(Protocol):
         ...
 
     def arrive(
-        self, attempt: AttemptId, rank: int, incarnation: int, *,
-        address: str, ports: Sequence[int],
+        self,
+        attempt: AttemptId,
+        rank: int,
+        incarnation: int,
+        *,
+        address: str,
+        ports: Sequence[int],
     ) -> Rank:
         """
         An agent called. Again by the same incarnation: updates address and ports, keeps state.
@@ -202,7 +207,11 @@ class Store(Protocol):
         ...
 
     def move_rank(
-        self, attempt: AttemptId, rank: int, to: RankState, *,
+        self,
+        attempt: AttemptId,
+        rank: int,
+        to: RankState,
+        *,
         exit: Exit | None = None,
     ) -> bool:
         """Move a rank along ``states.RANK_NEXT``; ``exit`` gives the fields of an end."""
@@ -222,9 +231,16 @@ class Store(Protocol):
         ...
 
     def chunks(
-        self, run_id: str, kind: ChunkKind, *,
-        after: int = 0, before: int | None = None, attempt: int | None = None,
-        ranks: Iterable[int] | None = None, limit: int = 100, newest: bool = False,
+        self,
+        run_id: str,
+        kind: ChunkKind,
+        *,
+        after: int = 0,
+        before: int | None = None,
+        attempt: int | None = None,
+        ranks: Iterable[int] | None = None,
+        limit: int = 100,
+        newest: bool = False,
     ) -> list[Chunk]:
         """Chunks with ``after < id < before`` by id; the last ``limit`` of them if ``newest``."""
         ...
@@ -262,5 +278,3 @@ class Store(Protocol):
     def prune_idempotency(self, before: float) -> int:
         """Forget keys older than ``before``; how many."""
         ...
-
-

@@ -41,11 +41,9 @@ _PRAGMAS = (
 Upsert = sqlite.Insert | postgresql.Insert
 
 
-def upsert(connection: Connection, table: Table) -> Upsert:
+def upsert(dialect: str, table: Table) -> Upsert:
     """An INSERT into ``table`` that knows ON CONFLICT."""
-    if connection.dialect.name == "sqlite":
-        return sqlite.insert(table)
-    return postgresql.insert(table)
+    return sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
 
 
 class Database:

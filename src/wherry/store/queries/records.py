@@ -30,16 +30,23 @@ def fit(value: Any) -> Any:
     :raises ValueError: for an integer of more than 64 bits, and for NaN.
     """
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
-    if isinstance(value, dict):
-        return {fit(key): fit(each) for key, each in value.items()}
-    if isinstance(value, tuple):
-        return tuple(fit(each) for each in value)
+        return value if value.isascii() and "\0" not in value else _clean(value)
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ValueError(f"{value} has more than 64 bits")
     if isinstance(value, float) and math.isnan(value):
         raise ValueError("NaN where a number is needed")
-    return value
+    if isinstance(value, dict):
+        return {fit(key): fit(each) for key, each in value.items()}
+    return tuple(fit(each) for each in value) if isinstance(value, tuple) else value
+
+
+def _clean(text: str) -> str:
+    return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def fit_row(row: dict[str, Any]) -> dict[str, Any]:
+    """The same of a row's values."""
+    return {name: fit(value) for name, value in row.items()}
 
 
 def chunk_row(chunk: Chunk) -> dict[str, Any]:
@@ -50,13 +57,12 @@ def chunk_row(chunk: Chunk) -> dict[str, Any]:
         if packed := len(small) < len(payload):
             payload = small
     own = {"kind": chunk.kind, "count": chunk.count, "first": chunk.first, "last": chunk.last}
-    row: dict[str, Any] = fit(own)
-    return row | {"packed": packed, "payload": payload}
+    return fit_row(own) | {"packed": packed, "payload": payload}
 
 
 def series_row(part: Series) -> dict[str, Any]:
     """The row of a series at a glance. NaN, which SQLite does not know, is NULL."""
-    row: dict[str, Any] = fit(
+    return fit_row(
         {
             "name": part.name,
             "count": part.count,
@@ -67,7 +73,6 @@ def series_row(part: Series) -> dict[str, Any]:
             "max": _finite(part.max),
         }
     )
-    return row
 
 
 def _finite(value: float | None) -> float | None:
@@ -77,14 +82,13 @@ def _finite(value: float | None) -> float | None:
 def file_row(file: File) -> dict[str, Any]:
     """The row of a file."""
     names = ("path", "digest", "size", "modified")
-    row: dict[str, Any] = fit({name: getattr(file, name) for name in names})
-    return row
+    return fit_row({name: getattr(file, name) for name in names})
 
 
 def param_row(name: str, value: Scalar) -> dict[str, Any]:
     """The row of a parameter: JSON of the standard library, since msgspec's has no NaN."""
-    text = fit(value) if isinstance(value, str) else value
-    return {"name": fit(name), "value": json.dumps(text)}
+    plain = fit(value) if isinstance(value, str) else value
+    return {"name": fit(name), "value": json.dumps(plain)}
 
 
 def chunk_rows(

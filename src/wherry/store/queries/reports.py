@@ -6,10 +6,11 @@ So a refused report leaves no trace, and a group costs one statement per table, 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -22,7 +23,7 @@ from wherry.errors import Conflict, InvalidInput, WherryError
 from wherry.store.base import Report
 from wherry.store.engine import Upsert, upsert
 from wherry.store.queries import attempts as members
-from wherry.store.queries.records import chunk_row, file_row, fit, param_row, series_row
+from wherry.store.queries.records import chunk_row, file_row, fit, fit_row, param_row, series_row
 from wherry.store.tables import attempts, chunks, files, params, ranks, series
 
 Key = tuple[str, int, int]  # run, attempt, rank
@@ -66,7 +67,7 @@ def prepare(report: Report) -> Prepared | WherryError:
         return Prepared(
             report=report,
             phases=fit({k: v for k, v in report.phases.items() if math.isfinite(v)}),
-            end=fit(members.ending(report.exit)) if report.exit else {},
+            end=fit_row(members.ending(report.exit)) if report.exit else {},
             chunks=[own | chunk_row(chunk) for chunk in report.chunks],
             series=[own | series_row(part) for part in report.series],
             files=[own | file_row(file) for file in report.files],
@@ -157,12 +158,13 @@ def _write(connection: Connection, accepted: Sequence[Prepared], changed: dict[K
 
     if some := rows("chunks"):
         connection.execute(_INSERT_CHUNKS, some)
+    dialect = connection.dialect.name
     if some := rows("series"):
-        connection.execute(_merge_series(connection), some)
+        connection.execute(_merge_series(dialect), some)
     if some := rows("files"):
-        connection.execute(_latest(connection, files, ("run", "rank", "path")), some)
+        connection.execute(_latest(dialect, files), some)
     if some := rows("params"):
-        connection.execute(_latest(connection, params, ("run", "name")), some)
+        connection.execute(_latest(dialect, params), some)
     if changed:
         connection.execute(_UPDATE_RANKS, [_rank_row(*item) for item in changed.items()])
 
@@ -172,16 +174,21 @@ def _rank_row(key: Key, rank: Rank) -> dict[str, Any]:
     return row | {f"new_{name}": getattr(rank, name) for name in _CHANGED}
 
 
-def _latest(connection: Connection, table: Table, key: Iterable[str]) -> Upsert:
+@functools.cache
+def _latest(dialect: str, table: Table) -> Upsert:
     """Insert, or replace what has the same key."""
-    statement = upsert(connection, table)
-    values = {c.name: c for c in statement.excluded if c.name not in key}
-    return statement.on_conflict_do_update(index_elements=list(key), set_=values)
+    statement = upsert(dialect, table)
+    key = table.primary_key
+    values = {
+        column.name: column for column in statement.excluded if column.name not in key.columns
+    }
+    return statement.on_conflict_do_update(index_elements=list(key.columns), set_=values)
 
 
-def _merge_series(connection: Connection) -> Upsert:
+@functools.cache
+def _merge_series(dialect: str) -> Upsert:
     """Insert, or add to what is known: frames come in order, so the newer has the last value."""
-    statement = upsert(connection, series)
+    statement = upsert(dialect, series)
     new = statement.excluded
 
     def best(name: str, better: Any) -> Any:
@@ -189,7 +196,7 @@ def _merge_series(connection: Connection) -> Upsert:
         return case((or_(old.is_(None), and_(other.is_not(None), better)), other), else_=old)
 
     return statement.on_conflict_do_update(
-        index_elements=["run", "attempt", "rank", "name"],
+        index_elements=list(series.primary_key.columns),
         set_={
             "count": series.c.count + new["count"],
             "last": new.last,

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, delete, exists, insert, select, update
+from sqlalchemy import Connection, delete, exists, insert, select, update
 
 from wherry.core.ids import ALPHABET
 from wherry.core.job import JobSpec
@@ -96,14 +96,13 @@ def resolve(connection: Connection, ref: str, *, owner: str, project: str) -> Ru
 
 def page(connection: Connection, where: RunFilter) -> list[Run]:
     """See ``Store.runs``."""
-    conditions: list[ColumnElement[bool]] = []
-    for name in ("owner", "project", "name"):
-        if value := getattr(where, name):
-            conditions.append(runs.c[name] == value)
+    same = {"owner": where.owner, "project": where.project, "name": where.name}
+    conditions = [runs.c[name] == value for name, value in same.items() if value]
+    conditions += [
+        exists().where(tags.c.run == runs.c.id, tags.c.tag == tag) for tag in sorted(where.tags)
+    ]
     if where.states:
         conditions.append(runs.c.state.in_(sorted(where.states)))
-    for tag in sorted(where.tags):
-        conditions.append(exists().where(tags.c.run == runs.c.id, tags.c.tag == tag))
     if where.before:
         ordinal = connection.scalar(select(runs.c.ordinal).where(runs.c.id == where.before))
         if ordinal is None:
