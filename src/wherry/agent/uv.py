@@ -1,7 +1,8 @@
 """
 uv, as Wherry runs it: its environment, its cache, its words, and the Pythons that it may use.
 
-Called by ``agent.environment``, which builds, and by ``bundle``, which locks. Standard library only.
+Called by ``agent.environment``, which builds, and by ``bundle``, which locks. Standard
+library only.
 """
 
 from __future__ import annotations
@@ -220,6 +221,11 @@ _REASONS = (
         "take a version with a wheel, or another --python",
     ),
     (
+        r"(?:Because |and )([\w.-]+)==(\S+) has no wheels with a matching",
+        "{0} {1} has no wheel for this Python or platform",
+        "take another version of it, or another --python",
+    ),
+    (
         r"No interpreter found for (Python [^ \n]+)",
         "there is no {0} on this machine",
         "",
@@ -229,7 +235,8 @@ _REASONS = (
 
 def explain(said: str) -> tuple[str, str]:
     """Message and hint for what uv wrote to stderr."""
-    flat = re.sub(r"[\s│╰─▶×]+", " ", said)
+    # Older versions draw a tree; markers in braces only say for which platform.
+    flat = re.sub(r"\{[^}]*\}", "", re.sub(r"[\s│╰─▶]+", " ", said))
     for pattern, message, hint in _REASONS:
         match = re.search(pattern, flat)
         if match:

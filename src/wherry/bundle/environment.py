@@ -129,7 +129,9 @@ class _Ladder:
         header = requirements.script_header(script) if script else None
         if script is None or header is None:
             return None
-        uv = self.uv(str(header.get("requires-python", "")))
+        lock = script.with_name(script.name + ".lock")
+        locked = locks.requires_python(lock) if lock.exists() else ""
+        uv = self.uv(str(header.get("requires-python", locked)))
         return self.built(locks.export_script(uv, script, header), uv, f"{script.name}'s header")
 
     def lock(self) -> Resolved | None:
@@ -138,7 +140,7 @@ class _Ladder:
         if file is None:
             return None
         pin = self.nearest(".python-version")
-        uv = self.uv(_requires_python(file), pin.read_text("utf-8", "replace") if pin else "")
+        uv = self.uv(locks.requires_python(file), pin.read_text("utf-8", "replace") if pin else "")
         return self.built(locks.export_project(uv, file.parent), uv, "uv.lock")
 
     def requirements(self) -> Resolved | None:
@@ -172,7 +174,7 @@ class _Ladder:
         environment = Environment(
             kind="active", python=str(python.absolute()), origin=origin, frozen=digest
         )
-        note = f"environment: {origin}, Python {found.version}, {len(found.packages)} packages"
+        note = f"environment: {origin}, Python {found.version}, {_packages(len(found.packages))}"
         return Resolved(environment, {digest: record}, (note,))
 
     def uv(self, requires: str, pinned: str = "") -> locks.Uv:
@@ -201,7 +203,7 @@ class _Ladder:
             origin += " with " + ", ".join(extra)
         text, more = locks.settle(text, origin)
         packages = requirements.count(text)
-        note = f"environment: {origin}, Python {uv.version}, {packages} packages"
+        note = f"environment: {origin}, Python {uv.version}, {_packages(packages)}"
         blob = text.encode() if packages else b""
         digest = hashlib.sha256(blob).hexdigest() if blob else ""
         environment = Environment(
@@ -222,12 +224,5 @@ class _Ladder:
         return file if file.is_file() else None
 
 
-def _requires_python(lock: Path) -> str:
-    """The ``requires-python`` of a ``uv.lock``, which stands before its first table."""
-    with lock.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if line.startswith("requires-python"):
-                return line.partition("=")[2].strip().strip('"')
-            if line.startswith("[["):
-                break
-    return ""
+def _packages(number: int) -> str:
+    return f"{number} package{'s' * (number != 1)}"

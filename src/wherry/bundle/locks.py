@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -134,31 +135,8 @@ def export_script(uv: Uv, script: Path, header: Mapping[str, object]) -> str:
     :raises StaleLock: where the lock does not fit the header.
     """
     lock = script.with_name(script.name + ".lock")
-    words = ("--script", str(script), "--python", uv.python)
     if lock.exists():
-        try:
-            uv.run(
-                "lock",
-                "--check",
-                *words,
-                "--quiet",
-                pip_settings=False,
-                cwd=script.parent,
-            )
-        except StaleLock:
-            raise StaleLock(
-                f"{lock} does not fit the script's header any more",
-                hint=f"uv lock --script {script.name}",
-            ) from None
-        out = uv.run(
-            "export",
-            "--frozen",
-            *words,
-            *_OUTPUT,
-            pip_settings=False,
-            cwd=script.parent,
-        )
-        return out
+        return _export_script_lock(uv, script, lock, header)
     wanted = [str(d) for d in _strings(header.get("dependencies", []), script)]
     tool = header.get("tool")
     if not (isinstance(tool, dict) and tool.get("uv")):
@@ -168,9 +146,38 @@ def export_script(uv: Uv, script: Path, header: Mapping[str, object]) -> str:
     # Indexes and sources of [tool.uv]: uv reads them from the script itself.
     file = uv.remembered("script", json.dumps(header, sort_keys=True, default=str))
     if (text := _read(file)) is None:
+        words = ("--script", str(script), "--python", uv.python)
         text = uv.run("export", *words, *_OUTPUT, pip_settings=True, cwd=script.parent)
         _write(file, text)
     return text
+
+
+def _export_script_lock(uv: Uv, script: Path, lock: Path, header: Mapping[str, object]) -> str:
+    python = uv.python
+    if "requires-python" not in header:
+        # uv wrote the Python that it locked with into the lock, and compares with that.
+        least = re.search(r"\d+\.\d+", requires_python(lock))
+        python = (least and agent_uv.find_python(least[0], uv.path)) or python
+    words = ("--script", str(script), "--python", python)
+    try:
+        uv.run("lock", "--check", *words, "--quiet", pip_settings=False, cwd=script.parent)
+    except StaleLock:
+        raise StaleLock(
+            f"{lock} does not fit the script's header any more",
+            hint=f"uv lock --script {script.name}",
+        ) from None
+    return uv.run("export", "--frozen", *words, *_OUTPUT, pip_settings=False, cwd=script.parent)
+
+
+def requires_python(lock: Path) -> str:
+    """The ``requires-python`` of a lock of uv's, which stands before its first package."""
+    with lock.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if line.startswith("requires-python"):
+                return line.partition("=")[2].strip().strip('"')
+            if line.startswith("[["):
+                break
+    return ""
 
 
 def _strings(value: object, script: Path) -> list[str]:
