@@ -153,7 +153,7 @@ class Client:
             left = _POLL if deadline is None else deadline - time.monotonic()
             seconds = max(0.0, min(left, _POLL))
             run = self._get(f"/runs/{segment(ref)}/wait", Run, {"timeout": f"{seconds:.3f}"})
-            if run.finished or left <= _POLL and deadline is not None:
+            if run.finished or (left <= _POLL and deadline is not None):
                 return run
             ref = run.id  # a name or "last" may mean another run by now
 

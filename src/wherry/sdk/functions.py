@@ -53,7 +53,7 @@ class Function:
         module = str(getattr(self.function, "__module__", None) or "__main__")
         name = str(getattr(self.function, "__qualname__", ""))
         found: Any = None if module == "__main__" else sys.modules.get(module)
-        if found is None or not getattr(found, "__file__", None) and not _builtin(module):
+        if found is None or (not getattr(found, "__file__", None) and not _builtin(module)):
             return ""
         for part in name.split("."):
             found = getattr(found, part, None)
@@ -86,7 +86,7 @@ class Function:
             _check_minor(environment, self.name)
         try:
             return _dumps((target, self.args, dict(self.kwargs)))
-        except Exception as error:  # noqa: BLE001  a __reduce__ may raise anything
+        except Exception as error:
             raise self._culprit(error) from None
 
     def _culprit(self, error: Exception) -> NotPicklable:
@@ -96,7 +96,7 @@ class Function:
         for what, value in parts:
             try:
                 _dumps(value)
-            except Exception as reason:  # noqa: BLE001
+            except Exception as reason:
                 hint = "make it inside the function, or pass what it can be made from"
                 return NotPicklable(f"{what} cannot be pickled: {reason}", hint=hint)
         return NotPicklable(f"the call of {self.name} cannot be pickled: {error}")

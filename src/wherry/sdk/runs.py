@@ -12,7 +12,7 @@ import html
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wherry.core.api import LogLine, MetricSeries, RunDetail
 from wherry.core.bundle import check_path
@@ -24,7 +24,10 @@ from wherry.errors import InvalidInput, NestedSubmit, NotFound, RunFailed, Unava
 from wherry.sdk.client import Client, Stream
 from wherry.sdk.connect import connect
 from wherry.sdk.functions import Function, load_result
-from wherry.sdk.submit import Choice, Draft, prepare, send
+from wherry.sdk.submit import Draft, prepare, send
+
+if TYPE_CHECKING:
+    from wherry.bundle.environment import Choice
 
 Target = str | os.PathLike[str] | Callable[..., Any]
 
@@ -75,6 +78,8 @@ def run(
     :param cpu: cores of one rank. :param memory: of one rank, bytes or "4Gi". :param gpu: devices.
     :param timeout: of one attempt, seconds or "2h". :param grace: from SIGTERM to SIGKILL.
     :param metrics: how to read metrics from output: ``{"accuracy": "accuracy=([0-9.]+)"}``.
+    :param environment: "auto", or one rung of the ladder: "script", "lock", "requirements",
+        "active" (the interpreter in use), "none" (Python alone).
     :param python: build the environment with this version. :param packages: and with these.
     :param folder: the working folder; by default the current one.
     :raises NestedSubmit: in a rank of another run. :raises WherryError: what is wrong, and a hint.

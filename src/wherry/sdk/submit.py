@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -33,7 +33,8 @@ from wherry.sdk.client import Client, new_key
 from wherry.sdk.functions import Function, import_folder, import_path
 from wherry.sdk.target import Target, find_target
 
-Choice = Literal["auto", "active", "built"]
+if TYPE_CHECKING:
+    from wherry.bundle.environment import Choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class Draft:
     folder: Path | None = None  #: where the person stands; None: the current folder
     foreground: bool = False
     in_place: bool | None = None  #: work in the project folder itself; None: where in foreground
-    environment: Choice = "auto"
+    environment: Choice = "auto"  #: the rung of the environment ladder
     python: str = ""  #: build the environment with this version
     packages: tuple[str, ...] = ()  #: build the environment with these in addition
 
@@ -232,14 +233,15 @@ def _environment(
 
     ask = Ask(
         root=root,
+        environ=os.environ,
         script=target.script,
-        in_place=in_place,
-        choice=draft.environment,
         python=draft.python,
-        packages=draft.packages,
+        with_packages=draft.packages,
+        choice=draft.environment,
+        foreground=in_place,
     )
-    resolved = resolve(ask)
-    return resolved.environment, dict(resolved.blobs), tuple(resolved.notes)
+    resolved = resolve(ask, cache=settings.home() / "client")
+    return resolved.environment, dict(resolved.blobs), resolved.notes
 
 
 def _pack(prepared: Prepared, missing: tuple[str, ...]) -> Iterator[bytes]:

@@ -52,6 +52,11 @@ class Connection:
             raise Refused(str(error)) from error
         self._file = cast(BinaryIO, self._socket.makefile("rb", PIECE))
 
+    def __del__(self) -> None:
+        # People drop a client without closing it; that is no mistake to be warned of.
+        if hasattr(self, "_file"):
+            self.close()
+
     def idle(self) -> bool:
         """Whether it can be used again: a peer that left, or talks unasked, makes it readable."""
         return not select.select([self._socket], [], [], 0)[0]
