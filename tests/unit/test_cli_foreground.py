@@ -20,7 +20,7 @@ import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -29,9 +29,10 @@ from wherry.agent import protocol
 from wherry.cli.attach import Listener
 from wherry.core.job import JobSpec
 from wherry.core.run import Run
+from wherry.core.states import RunState
 
 DRIVER = """
-import json, os, sys, time
+import fcntl, json, os, sys, termios, time
 from pathlib import Path
 import msgspec
 from wherry.cli.attach import Listener
@@ -40,6 +41,9 @@ from wherry.core.run import Run
 
 folder, as_json = Path(sys.argv[1]), sys.argv[2] == "json"
 state = folder / "run.json"
+
+if os.isatty(0):
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 def read():
     return msgspec.json.decode(state.read_bytes(), type=Run)
@@ -76,8 +80,11 @@ def until(what: Callable[[], Any], why: str) -> Any:
 class Agent:
     """One rank's agent."""
 
+    made: ClassVar[list[Agent]] = []
+
     def __init__(self, path: str, rank: int = 0, world_size: int = 1, attempt: int = 1) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
+        self.made.append(self)
         self.socket.settimeout(DEADLINE)
         self.socket.connect(path)
         self.say(protocol.ATTACH_HELLO, rank=rank, world_size=world_size, attempt=attempt)
@@ -117,7 +124,7 @@ class Driver:
         self.folder = folder
         self.run = Run(
             id="r1", name="digits", owner="me", project="default",
-            spec=JobSpec(command=("x",), workers=ranks), state="starting",
+            spec=JobSpec(command=("x",), workers=ranks), state=RunState.STARTING,
         )  # fmt: skip
         self.set()
         argv = [sys.executable, "-c", DRIVER, str(folder), mode]
@@ -128,14 +135,8 @@ class Driver:
             self.slave = slave
             self.before = termios.tcgetattr(slave)
 
-            def own_terminal() -> None:
-                os.setsid()
-                import fcntl
-
-                fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
             self.process = subprocess.Popen(
-                argv, stdin=slave, stdout=slave, stderr=slave, env=env, preexec_fn=own_terminal
+                argv, stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True
             )
         else:
             pipe = subprocess.PIPE
@@ -191,6 +192,8 @@ def drive(tmp_path: Path) -> Iterator[Callable[..., Driver]]:
         return made[-1]
 
     yield make
+    while Agent.made:
+        Agent.made.pop().socket.close()
     for driver in made:
         with contextlib.suppress(ProcessLookupError):
             driver.process.kill()

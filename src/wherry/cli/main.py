@@ -12,7 +12,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
@@ -145,6 +145,9 @@ def complain(message: str, hint: str = "") -> None:
 
 
 def _usage(error: click.ClickException) -> int:
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message(), file=sys.stderr)
+        return 2
     message, _, hint = error.format_message().partition("\nhint: ")
     context = getattr(error, "ctx", None)
     if not hint and context is not None:
@@ -175,9 +178,19 @@ def _defect(error: Exception) -> int:
 
 
 def _call(args: Sequence[str]) -> int:
-    result: Any = cli.main(list(args), prog_name="wherry", standalone_mode=False)
+    """What ``click.Command.main`` does, but for its own words on Ctrl-C and closed pipes."""
+    if instruction := os.environ.get("_WHERRY_COMPLETE"):
+        from click.shell_completion import shell_complete
+
+        return shell_complete(cli, {}, "wherry", "_WHERRY_COMPLETE", instruction)
+    try:
+        with cli.make_context("wherry", list(args)) as context:
+            cli.invoke(context)
+        status = 0
+    except click.exceptions.Exit as leave:
+        status = leave.exit_code
     sys.stdout.flush()
-    return result if isinstance(result, int) else 0
+    return status
 
 
 def invoke(args: Sequence[str]) -> int:

@@ -143,8 +143,12 @@ def unpack(backup: Path, folder: Path) -> None:
                 _write(tar, member, target)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise InvalidInput(f"{backup} cannot be read as a backup: {error}") from None
-    database = folder / DATABASE
-    if not database.is_file() or database.open("rb").read(15) != b"SQLite format 3":
+    try:
+        with open(folder / DATABASE, "rb") as database:
+            begins = database.read(15)
+    except FileNotFoundError:
+        begins = b""
+    if begins != b"SQLite format 3":
         raise InvalidInput(f"{backup} is no backup: it has no database")
 
 

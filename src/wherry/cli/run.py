@@ -161,22 +161,23 @@ def _run(given: dict[str, Any]) -> int:
     return _attend(given, draft)
 
 
-def _prepare(given: dict[str, Any], client: Client | None, draft: Draft) -> Prepared:
-    """The draft, or an earlier run with its changes, made whole."""
+def _prepare(given: dict[str, Any], draft: Draft) -> tuple[Client, Prepared]:
+    """The draft, or an earlier run with its changes, made whole; mistakes show before we call."""
     from wherry.sdk import submit
 
-    if not given["source"]:
-        return submit.prepare(draft)
-    client = client or options.connect(given["on"])
-    return submit.prepare(submit.from_run(client.run(given["source"]), draft))
+    if given["source"]:
+        client = options.connect(given["on"])
+        again = submit.from_run(client.run(given["source"]), draft)
+        return client, submit.prepare(again)
+    prepared = submit.prepare(draft)
+    return options.connect(given["on"]), prepared
 
 
 def _dry_run(given: dict[str, Any], draft: Draft) -> int:
     from wherry.cli import output, words
     from wherry.core.api import Submit
 
-    client = options.connect(given["on"])
-    prepared = _prepare(given, client, draft)
+    client, prepared = _prepare(given, draft)
     _say(prepared)
     planned = client.plan(
         Submit(spec=prepared.spec, foreground=draft.foreground, parent=prepared.parent)
@@ -193,8 +194,7 @@ def _leave(given: dict[str, Any], draft: Draft) -> int:
     from wherry.cli import output
     from wherry.sdk import submit
 
-    client = options.connect(given["on"])
-    prepared = _prepare(given, client, draft)
+    client, prepared = _prepare(given, draft)
     _say(prepared)
     run = submit.send(client, prepared)
     if not given["detach"]:
@@ -213,8 +213,7 @@ def _attend(given: dict[str, Any], draft: Draft) -> int:
     from wherry.cli.attach import Listener
     from wherry.sdk import submit
 
-    client = options.connect(given["on"])
-    prepared = _prepare(given, client, draft)
+    client, prepared = _prepare(given, draft)
     with Listener() as listener:
         run = submit.send(client, prepared, foreground=True, attach=listener.path)
         seen = foreground.attend(listener, run, lambda: client, json=given["as_json"])

@@ -95,7 +95,7 @@ def _environment(spec: JobSpec) -> str:
 
 def _ranks(run: Run) -> str:
     spec = run.spec
-    size = f"{spec.workers} workers × {spec.processes} processes" if spec.world_size > 1 else ""
+    size = f"{spec.workers} workers x {spec.processes} processes" if spec.world_size > 1 else ""
     asked = [
         f"{name} {amount:g}"
         for name, amount in (("cpu", spec.resources.cpu), ("gpu", spec.resources.gpu))
