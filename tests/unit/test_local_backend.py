@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from wherry.agent import platform
 from wherry.agent.protocol import CONFIG
 from wherry.backends import registry
 from wherry.backends.base import Member, Request
@@ -141,7 +142,8 @@ def test_a_launch_that_was_cut_short_is_healed_by_the_next(
     make: Callable[[], LocalBackend], monkeypatch: pytest.MonkeyPatch, cut: str
 ) -> None:
     backend, wanted = make(), request(workers=3)
-    whole, done = backend._launch_rank, []
+    whole = backend._launch_rank
+    done: list[RankFolder] = []
 
     def first_then_killed(rank: RankFolder, *rest: object) -> None:
         if done:
@@ -155,8 +157,8 @@ def test_a_launch_that_was_cut_short_is_healed_by_the_next(
         whole(rank, *rest)  # type: ignore[arg-type]
 
     plan = backend.plan(wanted)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(backend, "_launch_rank", first_then_killed)
+    monkeypatch.setattr(backend, "_launch_rank", first_then_killed)
+    with pytest.raises(Killed):
         backend.launch(plan)
     monkeypatch.undo()
     seen = phases(make(), wanted.attempt)
@@ -239,7 +241,7 @@ def test_a_hung_agent_is_killed_when_its_grace_is_over(make: Callable[[], LocalB
     agent = pid(path)
     backend.stop(wanted.attempt, 0.0)
     # Nobody observes: the timer alone has to do it.
-    eventually(lambda: folder.platform.pid_started(agent) is None)
+    eventually(lambda: platform.pid_started(agent) is None)
     (rank,) = backend.observe(wanted.attempt).ranks
     assert (rank.phase, rank.cause) == ("ended", "stopped")
 
@@ -257,7 +259,7 @@ def test_an_agent_whose_program_is_over_may_go_on_sending(tmp_path: Path) -> Non
     attempt = AttemptId("r1", 1)
     rank = RankFolder(tmp_path, Record(rank=0, incarnation=1), attempt)
     child = tmp_path / "child.json"
-    ours = folder.platform.pid_started(os.getpid())
+    ours = platform.pid_started(os.getpid())
     child.write_text(json.dumps({"pid": os.getpid(), "started": ours}))
     assert rank.overdue(2.1, 2.0)
     child.write_text(json.dumps({"pid": os.getpid(), "started": 1.0}))

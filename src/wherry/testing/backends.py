@@ -21,6 +21,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -35,7 +36,6 @@ from wherry.testing.leash import Leash
 from wherry.testing.sink import AgentSink
 from wherry.testing.stage import (
     DEAF,
-    PATIENCE,
     BackendFactory,
     Bench,
     frames_of,
@@ -51,6 +51,8 @@ class BackendContract:
     """The promises. Each test is one."""
 
     # --- what a back end's author says
+    patience = 20.0  #: seconds that anything may take on a busy machine
+
     @pytest.fixture
     def backend_factory(self) -> BackendFactory:
         """Makes a new object over the same place, at each call."""
@@ -81,8 +83,9 @@ class BackendContract:
     @pytest.fixture
     def bench(self, backend_factory: BackendFactory, python: str) -> Iterator[Bench]:
         """A control plane, a leash, and the end of everything that was launched."""
-        with AgentSink() as sink, Leash() as leash:
-            bench = Bench(backend_factory, sink, leash, python)
+        patience = self.patience
+        with AgentSink() as sink, Leash(patience=patience) as leash:
+            bench = Bench(backend_factory, sink, leash, python=python, patience=patience)
             yield bench
             backend = backend_factory()
             for attempt in bench.attempts:
@@ -241,7 +244,10 @@ class BackendContract:
 
     def test_runs_outlive_the_process_that_launched_them(self, bench: Bench) -> None:
         request = bench.request(workers=2)
-        child = os.fork()
+        with warnings.catch_warnings():
+            # Python 3.12 warns of threads that hold locks; the child only launches, and dies.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
         if child == 0:
             try:
                 backend = bench.factory()
@@ -286,8 +292,7 @@ class BackendContract:
                 program.tell()
         assert self._ends(backend, {ours, theirs}) >= {ours, theirs}
 
-    @staticmethod
-    def _ends(backend: Backend, wanted: set[AttemptId]) -> set[AttemptId]:
+    def _ends(self, backend: Backend, wanted: set[AttemptId]) -> set[AttemptId]:
         """What ``changes`` names and is then seen to have ended, until all ``wanted`` were."""
         found: set[AttemptId] = set()
         finished = threading.Event()
@@ -301,7 +306,7 @@ class BackendContract:
 
         consumer = threading.Thread(target=consume, daemon=True)
         consumer.start()
-        consumer.join(PATIENCE)
+        consumer.join(self.patience)
         finished.set()
         return found
 
@@ -319,7 +324,7 @@ class BackendContract:
 
         consumer = threading.Thread(target=consume, daemon=True)
         consumer.start()
-        consumer.join(PATIENCE)
+        consumer.join(self.patience)
         assert named == [attempt] * 3
 
     # --- logs
@@ -328,7 +333,7 @@ class BackendContract:
         program = bench.leash.catch()
         bench.sink.mode = "refuse"
         program.tell()
-        eventually(lambda: b"unsent" in output_of(bench.factory(), attempt))
+        eventually(lambda: b"unsent" in output_of(bench.factory(), attempt), within=bench.patience)
         self.signal_agent(bench, attempt, 0, signal.SIGKILL)
         bench.ended(attempt)
         assert b"unsent\n" in output_of(bench.factory(), attempt)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import textwrap
-import time
 from types import TracebackType
 from typing import Self
 
@@ -41,21 +40,22 @@ def fork(*, daemon=False, deaf=False):
 class Held:
     """One program on the leash."""
 
-    def __init__(self, line: socket.socket, rank: str) -> None:
+    def __init__(self, line: socket.socket, rank: str, patience: float) -> None:
         self._line = line
         self.rank = rank
+        self._patience = patience
 
     def tell(self) -> None:
         """Let ``told()`` in the program return."""
         self._line.sendall(b".")
 
-    def hear(self, timeout: float = 20.0) -> bytes:
-        """One byte that the program sent; b"" where it is gone."""
-        self._line.settimeout(timeout)
+    def hear(self, timeout: float | None = None) -> bytes:
+        """One byte that the program sent; b"" where it is gone. :raises TimeoutError:"""
+        self._line.settimeout(self._patience if timeout is None else timeout)
         return self._line.recv(1)
 
-    def gone(self, timeout: float = 15.0) -> bool:
-        """Whether nothing of the program is left, or is within ``timeout`` seconds."""
+    def gone(self, timeout: float | None = None) -> bool:
+        """Whether nothing of the program is left, now or within ``timeout`` seconds."""
         try:
             return self.hear(timeout) == b""
         except TimeoutError:
@@ -69,9 +69,10 @@ class Held:
 
 
 class Leash:
-    """Waits for programs on ``host``; ``with`` lets all go at the end."""
+    """Waits for programs on ``host``, ``patience`` seconds; ``with`` lets all go at the end."""
 
-    def __init__(self, host: str = "127.0.0.1") -> None:
+    def __init__(self, host: str = "127.0.0.1", *, patience: float = 20.0) -> None:
+        self._patience = patience
         self._server = socket.create_server((host, 0), backlog=64)
         self.host, self.port = self._server.getsockname()[:2]
         self.held: list[Held] = []
@@ -94,24 +95,23 @@ class Leash:
         text = _PRELUDE.format(host=self.host, port=self.port) + textwrap.dedent(body)
         return ("python", "-c", text)
 
-    def catch(self, timeout: float = 20.0) -> Held:
+    def catch(self, timeout: float | None = None) -> Held:
         """The next program to start. :raises TimeoutError: where none does."""
-        self._server.settimeout(max(0.001, timeout))
+        timeout = self._patience if timeout is None else timeout
+        self._server.settimeout(timeout)
         line, _ = self._server.accept()
-        line.settimeout(timeout)
+        line.settimeout(self._patience)
         said = b""
         # Byte by byte: there is nothing behind the newline until the end.
         while not said.endswith(b"\n") and (more := line.recv(1)):
             said += more
-        held = Held(line, said.decode().strip())
+        held = Held(line, said.decode().strip(), self._patience)
         self.held.append(held)
         return held
 
-    def catch_all(self, count: int, timeout: float = 20.0) -> list[Held]:
+    def catch_all(self, count: int) -> list[Held]:
         """The next ``count`` programs, by rank."""
-        deadline = time.monotonic() + timeout
-        caught = [self.catch(deadline - time.monotonic()) for _ in range(count)]
-        return sorted(caught, key=lambda held: held.rank)
+        return sorted((self.catch() for _ in range(count)), key=lambda held: held.rank)
 
     def started(self) -> int:
         """How many programs have ever started."""

@@ -21,7 +21,6 @@ from wherry.testing.sink import AgentSink
 from wherry.testing.waiting import eventually
 
 BackendFactory = Callable[[], Backend]
-PATIENCE = 20.0  #: seconds that anything may take on a busy machine
 
 FOREVER = "told()"  #: until it is told, or the test is over
 #: It says that it and its children ignore SIGTERM by now.
@@ -38,8 +37,17 @@ DEAF = """
 class Bench:
     """A place to launch from: makes requests, remembers attempts, asks what became of them."""
 
-    def __init__(self, factory: BackendFactory, sink: AgentSink, leash: Leash, python: str) -> None:
-        self.factory, self.sink, self.leash, self.python = factory, sink, leash, python
+    def __init__(
+        self,
+        factory: BackendFactory,
+        sink: AgentSink,
+        leash: Leash,
+        *,
+        python: str,
+        patience: float,
+    ) -> None:
+        self.factory, self.sink, self.leash = factory, sink, leash
+        self.python, self.patience = python, patience
         self.attempts: list[AttemptId] = []
 
     def request(
@@ -91,7 +99,7 @@ class Bench:
             seen = backend.observe(attempt)
             return seen if seen.ranks and all(r.phase == "ended" for r in seen.ranks) else None
 
-        return eventually(over, within=PATIENCE)
+        return eventually(over, within=self.patience)
 
     def canary(self) -> None:
         """Launch something else and see it end: what was to start before has started by now."""
@@ -100,7 +108,7 @@ class Bench:
 
     def exit(self, attempt: AttemptId, rank: int = 0) -> dict[str, Any]:
         """What the agent said at its end."""
-        return self.sink.wait_exit(str(attempt), rank, PATIENCE)
+        return self.sink.wait_exit(str(attempt), rank, self.patience)
 
 
 def secret(attempt: AttemptId, rank: int) -> str:
@@ -115,10 +123,12 @@ def trace_of(backend: Backend, attempt: AttemptId) -> bool:
 
 
 def frames_of(backend: Backend, attempt: AttemptId) -> list[tuple[int, int, float, memoryview]]:
+    """What is in rank 0's logs."""
     return list(protocol.iter_frames(b"".join(backend.logs(attempt, 0))))
 
 
 def output_of(backend: Backend, attempt: AttemptId) -> bytes:
+    """What rank 0's program wrote, as far as it is in the logs."""
     frames = frames_of(backend, attempt)
     return b"".join(bytes(payload[1:]) for kind, _, _, payload in frames if kind == protocol.LOG)
 

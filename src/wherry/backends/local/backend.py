@@ -45,9 +45,10 @@ class LocalBackend:
     """
     Keeps ``backends.base.Backend``.
 
-    ``agent``: the agent's zip. ``python``: what it runs on. ``server_file``: the file that says
-    where a restarted control plane listens. ``margin``: seconds after its grace in which an agent
-    that was told to stop may kill its program itself.
+    ``agent``: the unpacked agent's ``__main__.py`` (see ``agent.package``). ``python``: what it
+    runs on. ``server_file``: the file that says where a restarted control plane listens.
+    ``margin``: seconds after its grace in which an agent that was told to stop may kill its
+    program itself.
     """
 
     def __init__(

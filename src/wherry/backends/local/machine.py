@@ -82,7 +82,8 @@ def _memory() -> tuple[int, int]:
 
 
 def _linux_memory() -> tuple[int, int]:
-    found = dict(re.findall(r"^(\w+):\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.M))
+    told = Path("/proc/meminfo").read_text()
+    found = dict(re.findall(r"^(\w+):\s+(\d+) kB", told, re.MULTILINE))
     return int(found["MemTotal"]) * 1024, int(found["MemAvailable"]) * 1024
 
 
@@ -90,7 +91,7 @@ def _darwin_memory() -> tuple[int, int]:
     whole = int(_output(["sysctl", "-n", "hw.memsize"]) or 0)
     stat = _output(["vm_stat"])
     page = re.search(r"page size of (\d+) bytes", stat)
-    pages = re.findall(r"^Pages (?:free|inactive|speculative):\s+(\d+)\.", stat, re.M)
+    pages = re.findall(r"^Pages (?:free|inactive|speculative):\s+(\d+)\.", stat, re.MULTILINE)
     return whole, sum(map(int, pages)) * int(page[1] if page else 4096)
 
 
