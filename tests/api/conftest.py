@@ -1,20 +1,23 @@
 """
 A whole control plane in this process, with a back end that does what a test tells it.
 
-``plane`` is real down to SQLite and the blob folder; only the machine is imagined. Requests go
-through the guard, as from outside. ``Agent`` plays a rank's agent over HTTP.
+``plane`` is real from its socket down to SQLite and the blob folder; only the machine is imagined.
+``Agent`` plays a rank's agent over HTTP.
 """
 
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
-from litestar.testing import TestClient
+import uvicorn
 
 from wherry.agent import protocol as p
 from wherry.blobs.objects import ObjectBlobs
@@ -27,8 +30,6 @@ from wherry.store.sql import SqlStore
 from wherry.testing.fake_backends import MemoryBackend
 from wherry.testing.waiting import eventually
 
-URL = "http://127.0.0.1:7777"
-
 
 class Plane:
     """The control plane under test, with a client that has the owner's token."""
@@ -36,20 +37,39 @@ class Plane:
     def __init__(self, home: Path, backend: MemoryBackend) -> None:
         self.home, self.backend = home, backend
         home.mkdir(exist_ok=True)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.host = f"127.0.0.1:{self.listener.getsockname()[1]}"
+        self.url = f"http://{self.host}"
         self.control = ControlPlane(
             home=home,
-            url=URL,
+            url=self.url,
             keys=Keys.of(home),
             store=SqlStore.open(f"sqlite:///{home / 'wherry.db'}"),
             blobs=ObjectBlobs.open(str(home / "blobs")),
             backends={"local": backend},
         )
-        self.stranger: TestClient[Any] = TestClient(self.control.app, base_url=URL)
-        self.http: TestClient[Any] = TestClient(
-            self.control.app,
-            base_url=URL,
-            headers={"authorization": f"Bearer {self.control.keys.token}"},
-        )
+        self.clients: list[httpx.Client] = []
+        self.stranger = self.client("")
+        self.http = self.client(self.control.keys.token)
+        config = uvicorn.Config(self.control.app, log_level="warning", lifespan="on")
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.server.run, args=([self.listener],))
+        self.thread.start()
+        eventually(lambda: self.server.started)
+
+    def client(self, token: str) -> httpx.Client:
+        """A client with this token."""
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        self.clients.append(httpx.Client(base_url=self.url, headers=headers, timeout=60))
+        return self.clients[-1]
+
+    def close(self) -> None:
+        """End the control plane in good order."""
+        self.server.should_exit = True
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+        for client in self.clients:
+            client.close()
 
     def submit(self, *command: str, key: str = "", **spec: Any) -> Run:
         """Submit and return the run."""
@@ -86,11 +106,9 @@ class Agent:
     """Speaks ``agent.protocol`` as a rank's agent does."""
 
     def __init__(self, plane: Plane, who: RankIdentity) -> None:
-        self.who, self.seq = who, 0
+        self.who, self.seq, self.backend = who, 0, plane.backend
         token = plane.control.services.reconciler.tokens.mint(who)
-        self.http: TestClient[Any] = TestClient(
-            plane.control.app, base_url=URL, headers={"authorization": f"Bearer {token}"}
-        )
+        self.http = plane.client(token)
 
     def hello(self) -> Any:
         """Introduce itself."""
@@ -125,7 +143,9 @@ class Agent:
         """Say how the program ended."""
         state = "succeeded" if code == 0 else "failed"
         cause = {} if code == 0 else {"cause": "exit"}
-        return self.say((p.EXIT, {"state": state, "exit_code": code, **cause, **fields}))
+        said = self.say((p.EXIT, {"state": state, "exit_code": code, **cause, **fields}))
+        self.backend.set(self.who.attempt, self.who.rank, "ended")
+        return said
 
 
 @pytest.fixture
@@ -140,18 +160,13 @@ def make_plane(tmp_path: Path, backend: MemoryBackend) -> Iterator[Callable[[], 
 
     def make() -> Plane:
         for plane in made:
-            stop(plane)
-        made.append(Plane(tmp_path / "home", backend))
-        made[-1].http.__enter__()
-        return made[-1]
-
-    def stop(plane: Plane) -> None:
-        made.remove(plane)
-        plane.http.__exit__()
+            plane.close()
+        made[:] = [Plane(tmp_path / "home", backend)]
+        return made[0]
 
     yield make
-    for plane in list(made):
-        stop(plane)
+    for plane in made:
+        plane.close()
 
 
 @pytest.fixture

@@ -213,6 +213,7 @@ def _routes(plane: ControlPlane) -> Litestar:
         exception_handlers={
             WherryError: _on_wherry_error,
             HTTPException: _on_http_error,
+            RecursionError: _on_deep_json,
             Exception: _on_defect,
         },
         lifespan=[lifespan],
@@ -248,6 +249,10 @@ def _on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Res
     if error.status_code >= 500:
         return _on_defect(request, error)
     return _envelope(cls(said[:1000]), error.status_code)
+
+
+def _on_deep_json(_: Request[Any, Any, Any], __: RecursionError) -> Response[Any]:
+    return _envelope(InvalidInput("the JSON is nested too deeply"), InvalidInput.http_status)
 
 
 def _on_defect(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from litestar.di import NamedDependency
 from msgspec import Struct
 
 from wherry.blobs.base import Blobs
@@ -35,3 +36,7 @@ class Services(Struct, frozen=True, kw_only=True):
     url: str
     schema: str
     started: float = time.time()
+
+
+#: How a route asks for them.
+Wired = NamedDependency[Services]

@@ -10,13 +10,14 @@ from typing import Any
 
 import msgspec
 from litestar import Response, Router, get, post
+from litestar.params import JSONBody
 from litestar.status_codes import HTTP_200_OK, HTTP_202_ACCEPTED
 
 from wherry._version import __version__
 from wherry.core.api import Backup, BackupDone, Prune, Pruned, Status
 from wherry.core.job import json_schema
 from wherry.core.states import RUN_TERMINAL, RunState
-from wherry.server.services import Services
+from wherry.server.services import Wired
 from wherry.store.base import RunFilter
 
 
@@ -27,14 +28,14 @@ def healthz() -> dict[str, Any]:
 
 
 @get("/readyz", sync_to_thread=True)
-def readyz(services: Services) -> dict[str, Any]:
+def readyz(services: Wired) -> dict[str, Any]:
     """The store can be read and written; 503 where it cannot."""
     services.store.check()
     return {"ok": True}
 
 
 @get("/status", sync_to_thread=True)
-def status(services: Services) -> Status:
+def status(services: Wired) -> Status:
     """The control plane: who, where, how much."""
     active = frozenset(RunState) - RUN_TERMINAL
     counts = {state.value: 0 for state in RunState}
@@ -68,13 +69,13 @@ def job_schema() -> dict[str, Any]:
 
 
 @post("/prune", status_code=HTTP_200_OK, sync_to_thread=True)
-def prune(data: Prune, services: Services) -> Pruned:
+def prune(data: JSONBody[Prune], services: Wired) -> Pruned:
     """Remove old runs and unreferenced blobs."""
     return services.cleanup.prune(data)
 
 
 @post("/backup", status_code=HTTP_200_OK, sync_to_thread=True)
-def backup(data: Backup, services: Services) -> BackupDone:
+def backup(data: JSONBody[Backup], services: Wired) -> BackupDone:
     """Write a backup on the control plane's machine while everything goes on."""
     return services.cleanup.backup(data)
 

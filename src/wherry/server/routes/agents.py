@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, Response, Router, get, post, put
-from litestar.params import Parameter
+from litestar.params import FromPath, JSONBody, QueryParameter
 from litestar.response import Stream
 from litestar.status_codes import HTTP_200_OK, HTTP_202_ACCEPTED, HTTP_204_NO_CONTENT
 
@@ -28,7 +28,7 @@ from wherry.core.bundle import check_digest
 from wherry.core.job import JobSpec
 from wherry.core.states import RANK_TERMINAL
 from wherry.errors import Forbidden, StaleToken
-from wherry.server.services import Services
+from wherry.server.services import Services, Wired
 
 _INLINE = 64 * 1024  # bytes of frames that are parsed on the event loop
 _MAX_REPORT = 64 * 2**20
@@ -53,7 +53,7 @@ def _who(request: Request[Any, Any, Any]) -> RankIdentity:
 
 @post("/hello", status_code=HTTP_200_OK)
 async def hello(
-    request: Request[Any, Any, Any], data: Hello, services: Services
+    request: Request[Any, Any, Any], data: JSONBody[Hello], services: Wired
 ) -> dict[str, int | float]:
     """An agent has come up; it learns what was stored of it already."""
     who = _who(request)
@@ -73,8 +73,8 @@ async def hello(
 @get("/peers")
 async def peers(
     request: Request[Any, Any, Any],
-    services: Services,
-    wait: Annotated[float, Parameter(ge=0, le=60)] = 20.0,
+    services: Wired,
+    wait: Annotated[float, QueryParameter(ge=0, le=60)] = 20.0,
 ) -> Response[dict[str, Any]]:
     """Every rank's address once all have arrived; until then, after ``wait``, who is missing."""
     who = _who(request)
@@ -97,7 +97,7 @@ async def peers(
 
 
 @post("/reports", status_code=HTTP_200_OK, request_max_body_size=_MAX_REPORT)
-async def reports(request: Request[Any, Any, Any], services: Services) -> dict[str, Any]:
+async def reports(request: Request[Any, Any, Any], services: Wired) -> dict[str, Any]:
     """Frames, or none for a heartbeat. What is acknowledged is on disk."""
     who = _who(request)
     body = await request.body()
@@ -125,7 +125,7 @@ def _still_current(services: Services, who: RankIdentity) -> int:
 
 
 @get("/blobs/{digest:str}")
-async def fetch(request: Request[Any, Any, Any], digest: str, services: Services) -> Stream:
+async def fetch(request: Request[Any, Any, Any], digest: FromPath[str], services: Wired) -> Stream:
     """One blob that belongs to the rank's run."""
     await asyncio.to_thread(_allow, services, _who(request), [check_digest(digest)])
     services.blobs.size(digest)
@@ -133,7 +133,9 @@ async def fetch(request: Request[Any, Any, Any], digest: str, services: Services
 
 
 @post("/blobs/fetch", status_code=HTTP_200_OK)
-async def fetch_many(request: Request[Any, Any, Any], data: Digests, services: Services) -> Stream:
+async def fetch_many(
+    request: Request[Any, Any, Any], data: JSONBody[Digests], services: Wired
+) -> Stream:
     """Many blobs that belong to the rank's run, as one pack."""
     await asyncio.to_thread(_allow, services, _who(request), list(data.digests))
     return Stream(_pack(services.blobs, data.digests), media_type="application/octet-stream")
@@ -168,7 +170,7 @@ def _entries_of(blobs: Blobs, bundle: str) -> frozenset[str]:
 
 
 @put("/blobs/{digest:str}", status_code=HTTP_204_NO_CONTENT, request_max_body_size=None)
-async def store(request: Request[Any, Any, Any], digest: str, services: Services) -> None:
+async def store(request: Request[Any, Any, Any], digest: FromPath[str], services: Wired) -> None:
     """Keep a blob; it can be seen when it is whole."""
     await asyncio.to_thread(_still_current, services, _who(request))
     await receive(services.blobs, check_digest(digest), request.stream())

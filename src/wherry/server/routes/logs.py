@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Literal
 
 from litestar import Router, get
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import Stream
 
 from wherry.control import logs as read
 from wherry.core.api import Cursor, encode
 from wherry.core.run import Run
 from wherry.errors import InvalidInput, NotFound
-from wherry.server.services import Services
+from wherry.server.services import Services, Wired
 from wherry.store.base import Chunk
 
 _KEEP_OPEN = 10.0  # seconds between blank lines
@@ -25,15 +25,15 @@ _STREAMS = frozenset({"stdout", "stderr", "system"})
 
 @get("/{ref:str}/logs")
 async def logs(
-    ref: str,
-    services: Services,
-    follow: bool = False,
-    rank: list[int] | None = None,
-    stream: list[str] | None = None,
-    tail: Annotated[int | None, Parameter(ge=0)] = None,
-    attempt: int | None = None,
-    after: Annotated[int, Parameter(ge=0)] = 0,
-    format: Literal["ndjson", "raw"] = "ndjson",
+    ref: FromPath[str],
+    services: Wired,
+    follow: FromQuery[bool] = False,
+    rank: FromQuery[list[int] | None] = None,
+    stream: FromQuery[list[str] | None] = None,
+    tail: Annotated[int | None, QueryParameter(ge=0)] = None,
+    attempt: FromQuery[int | None] = None,
+    after: Annotated[int, QueryParameter(ge=0)] = 0,
+    format: FromQuery[Literal["ndjson", "raw"]] = "ndjson",
 ) -> Stream:
     """
     The run's lines, oldest first, each a JSON object; ``format=raw``: the bytes as written.

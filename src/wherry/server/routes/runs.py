@@ -9,7 +9,7 @@ from typing import Annotated
 from urllib.parse import quote
 
 from litestar import Router, delete, get, post
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody, QueryParameter
 from litestar.response import Stream
 from litestar.status_codes import HTTP_200_OK, HTTP_201_CREATED, HTTP_204_NO_CONTENT
 
@@ -18,37 +18,37 @@ from wherry.core.api import MetricSeries, Planned, Retry, RunDetail, Stop, Submi
 from wherry.core.run import File, Run
 from wherry.core.states import RunState
 from wherry.errors import InvalidInput
-from wherry.server.services import Services
+from wherry.server.services import Services, Wired
 from wherry.store.base import ChunkKind, RunFilter
 
-Key = Annotated[str, Parameter(header="Idempotency-Key", max_length=200)]
+Key = Annotated[str, HeaderParameter(name="Idempotency-Key", max_length=200)]
 
 
 @post("/", status_code=HTTP_201_CREATED, sync_to_thread=True)
-def submit(data: Submit, services: Services, idempotency_key: Key = "") -> Run:
+def submit(data: JSONBody[Submit], services: Wired, idempotency_key: Key = "") -> Run:
     """Make a run; with the same key again, the run that was made then."""
     return services.runs.submit(data, owner=services.owner, key=idempotency_key)
 
 
 @post("/plan", status_code=HTTP_200_OK, sync_to_thread=True)
-def plan(data: Submit, services: Services) -> Planned:
+def plan(data: JSONBody[Submit], services: Wired) -> Planned:
     """What submitting would send to the back end; nothing is written."""
     return services.runs.plan(data)
 
 
 @get("/", sync_to_thread=True)
 def runs(
-    services: Services,
-    state: list[str] | None = None,
-    name: str = "",
-    tag: list[str] | None = None,
-    before: str = "",
-    limit: Annotated[int, Parameter(ge=1, le=10_000)] = 100,
+    services: Wired,
+    states: Annotated[list[str] | None, QueryParameter(name="state")] = None,
+    name: FromQuery[str] = "",
+    tag: FromQuery[list[str] | None] = None,
+    before: FromQuery[str] = "",
+    limit: Annotated[int, QueryParameter(ge=1, le=10_000)] = 100,
 ) -> list[Run]:
     """Runs, newest first; ``before`` is the id of the last run of the page before."""
     where = RunFilter(
         owner=services.owner,
-        states=frozenset(_state(s) for s in state or ()),
+        states=frozenset(_state(s) for s in states or ()),
         name=name,
         tags=frozenset(tag or ()),
         before=before,
@@ -70,14 +70,16 @@ def _find(services: Services, ref: str) -> Run:
 
 
 @get("/{ref:str}", sync_to_thread=True)
-def show(ref: str, services: Services) -> RunDetail:
+def show(ref: FromPath[str], services: Wired) -> RunDetail:
     """One run with its attempts, ranks, parameters, metrics and events."""
     return services.runs.detail(_find(services, ref))
 
 
 @get("/{ref:str}/wait")
 async def wait(
-    ref: str, services: Services, timeout: Annotated[float, Parameter(ge=0, le=60)] = 30.0
+    ref: FromPath[str],
+    services: Wired,
+    timeout: Annotated[float, QueryParameter(ge=0, le=60)] = 30.0,
 ) -> Run:
     """The run once it is finished, or as it is when ``timeout`` seconds are over."""
     run = await asyncio.to_thread(_find, services, ref)
@@ -92,32 +94,34 @@ async def wait(
 
 
 @post("/{ref:str}/stop", status_code=HTTP_200_OK, sync_to_thread=True)
-def stop(ref: str, data: Stop, services: Services) -> Run:
+def stop(ref: FromPath[str], data: JSONBody[Stop], services: Wired) -> Run:
     """Ask for the end of a run. Again, or after the end: nothing."""
     return services.runs.stop(_find(services, ref), data)
 
 
 @post("/{ref:str}/retry", status_code=HTTP_201_CREATED, sync_to_thread=True)
-def retry(ref: str, data: Retry, services: Services, idempotency_key: Key = "") -> Run:
+def retry(
+    ref: FromPath[str], data: JSONBody[Retry], services: Wired, idempotency_key: Key = ""
+) -> Run:
     """A new run of the same spec."""
     run = _find(services, ref)
     return services.runs.retry(run, data, owner=services.owner, key=idempotency_key)
 
 
 @delete("/{ref:str}", status_code=HTTP_204_NO_CONTENT, sync_to_thread=True)
-def remove(ref: str, services: Services) -> None:
+def remove(ref: FromPath[str], services: Wired) -> None:
     """Remove a finished run with everything that it kept."""
     services.runs.delete(_find(services, ref))
 
 
 @get("/{ref:str}/metrics", sync_to_thread=True)
 def metrics(
-    ref: str,
-    services: Services,
-    name: list[str] | None = None,
-    attempt: int | None = None,
-    rank: list[int] | None = None,
-    limit: Annotated[int, Parameter(ge=0)] = 0,
+    ref: FromPath[str],
+    services: Wired,
+    name: FromQuery[list[str] | None] = None,
+    attempt: FromQuery[int | None] = None,
+    rank: FromQuery[list[int] | None] = None,
+    limit: Annotated[int, QueryParameter(ge=0)] = 0,
 ) -> list[MetricSeries]:
     """The points of the run's metrics; ``limit``: the last so many of each."""
     query = _points(name, attempt, rank, limit)
@@ -126,12 +130,12 @@ def metrics(
 
 @get("/{ref:str}/usage", sync_to_thread=True)
 def usage(
-    ref: str,
-    services: Services,
-    name: list[str] | None = None,
-    attempt: int | None = None,
-    rank: list[int] | None = None,
-    limit: Annotated[int, Parameter(ge=0)] = 0,
+    ref: FromPath[str],
+    services: Wired,
+    name: FromQuery[list[str] | None] = None,
+    attempt: FromQuery[int | None] = None,
+    rank: FromQuery[list[int] | None] = None,
+    limit: Annotated[int, QueryParameter(ge=0)] = 0,
 ) -> list[MetricSeries]:
     """CPU (cores), memory (bytes) and GPU use over time."""
     kind: ChunkKind = "usage"
@@ -148,13 +152,15 @@ def _points(
 
 
 @get("/{ref:str}/files", sync_to_thread=True)
-def files(ref: str, services: Services) -> list[File]:
+def files(ref: FromPath[str], services: Wired) -> list[File]:
     """The files that the run kept."""
     return services.store.files(_find(services, ref).id)
 
 
 @get("/{ref:str}/files/{path:path}", sync_to_thread=True)
-def download(ref: str, path: str, services: Services, rank: int = 0) -> Stream:
+def download(
+    ref: FromPath[str], path: FromPath[str], services: Wired, rank: FromQuery[int] = 0
+) -> Stream:
     """
     The bytes of one file. Always an attachment in a sandbox: what a run wrote is never shown as a
     page of this server.
@@ -174,7 +180,7 @@ def download(ref: str, path: str, services: Services, rank: int = 0) -> Stream:
 
 
 @get("/{ref:str}/result", sync_to_thread=True)
-def result(ref: str, services: Services) -> Stream:
+def result(ref: FromPath[str], services: Wired) -> Stream:
     """The pickle that rank 0's function returned, as bytes."""
     digest = services.runs.result(_find(services, ref))
     services.blobs.size(digest)
