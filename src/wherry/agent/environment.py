@@ -60,10 +60,7 @@ def build(
     """
     if environment.get("kind", "active") == "active":
         return _active(environment.get("python", ""))
-    version, requirements = (
-        environment.get("python", ""),
-        environment.get("requirements", ""),
-    )
+    version, requirements = (environment.get("python", ""), environment.get("requirements", ""))
     root = os.path.join(cache, "envs", _key(version, requirements))
     os.makedirs(os.path.dirname(root), exist_ok=True)
     reused = True
@@ -117,9 +114,7 @@ def _locked(path: str, note: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
-def _build(
-    root: str, version: str, text: str, uv: Uv, note: Callable[[str], None]
-) -> None:
+def _build(root: str, version: str, text: str, uv: Uv, note: Callable[[str], None]) -> None:
     began = time.monotonic()
     packages = len(re.findall(r"^[A-Za-z0-9]", text, re.MULTILINE))
     note(f"building an environment: Python {version}, {packages} packages")
@@ -131,15 +126,11 @@ def _build(
         _make_read_only(os.path.join(root, "lib"))
         seconds = time.monotonic() - began
         with open(os.path.join(root, COMPLETE), "w") as file:
-            json.dump(
-                {"python": actual, "packages": packages, "seconds": seconds}, file
-            )
+            json.dump({"python": actual, "packages": packages, "seconds": seconds}, file)
     except BaseException as error:
         shutil.rmtree(root, ignore_errors=True)
         if isinstance(error, OSError):
-            raise EnvironmentFailed(
-                f"the environment cannot be written: {error}"
-            ) from error
+            raise EnvironmentFailed(f"the environment cannot be written: {error}") from error
         raise
     note(f"environment ready in {seconds:.1f} s")
 
@@ -153,15 +144,7 @@ def _make_venv(root: str, version: str, uv: Uv, note: Callable[[str], None]) -> 
         if not python:
             note(f"Python {wanted} is not on this machine: fetching it")
         try:
-            uv.run(
-                "venv",
-                "--no-project",
-                "--prompt",
-                "wherry",
-                "--python",
-                python or wanted,
-                root,
-            )
+            uv.run("venv", "--no-project", "--prompt", "wherry", "--python", python or wanted, root)
             break
         except EnvironmentFailed as error:
             failed = failed or error
@@ -172,9 +155,7 @@ def _make_venv(root: str, version: str, uv: Uv, note: Callable[[str], None]) -> 
             failed.tail if failed else "",
         )
     with open(os.path.join(root, "pyvenv.cfg")) as file:
-        match = re.search(
-            r"^version(?:_info)? *= *([0-9.]+)", file.read(), re.MULTILINE
-        )
+        match = re.search(r"^version(?:_info)? *= *([0-9.]+)", file.read(), re.MULTILINE)
     actual = match.group(1) if match else wanted
     if not matches(actual, version):
         note(f"Python {version} is not on this machine: using {actual}")
@@ -189,16 +170,7 @@ def _install(root: str, text: str, uv: Uv) -> None:
     # A commit names its content; uv refuses Git under --require-hashes all the same.
     check = "--verify-hashes" if " @ git+" in text else "--require-hashes"
     # Every package is pinned by hash, so it does not matter which index has it.
-    words = [
-        "pip",
-        "sync",
-        check,
-        "--index-strategy",
-        "unsafe-best-match",
-        "--python",
-        root,
-        file,
-    ]
+    words = ["pip", "sync", check, "--index-strategy", "unsafe-best-match", "--python", root, file]
     try:
         uv.run(*words, "--offline")
     except EnvironmentFailed:
@@ -207,9 +179,7 @@ def _install(root: str, text: str, uv: Uv) -> None:
 
 def _absent(line: str) -> bool:
     """Whether the line names a folder of packages that only the submitting machine has."""
-    match = re.match(
-        r"--(?:find-links|extra-index-url|index-url) +(?:file://)?(/\S+)", line
-    )
+    match = re.match(r"--(?:find-links|extra-index-url|index-url) +(?:file://)?(/\S+)", line)
     return bool(match) and not os.path.exists(match.group(1))  # type: ignore[union-attr]
 
 
@@ -236,10 +206,7 @@ def prune(cache: str, older_than_days: float) -> tuple[int, int]:
     count = freed = 0
     for name in os.listdir(folder) if os.path.isdir(folder) else ():
         root = os.path.join(folder, name)
-        if (
-            not os.path.isdir(root)
-            or time.time() - _last_used(root) < older_than_days * 86400
-        ):
+        if not os.path.isdir(root) or time.time() - _last_used(root) < older_than_days * 86400:
             continue
         with open(root + ".lock", "a") as file:
             try:

@@ -8,9 +8,7 @@ library only.
 from __future__ import annotations
 
 import os
-import platform
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -39,7 +37,11 @@ class Uv:
     """uv, with the cache that has most of what is needed."""
 
     def __init__(self, path: str, cache: str) -> None:
-        self.path = path or shutil.which("uv") or ""
+        if not path:
+            import shutil
+
+            path = shutil.which("uv") or ""
+        self.path = path
         self.env = uv_environ(os.environ)
         if not _writable(uv_cache(self.env)):
             self.env["UV_CACHE_DIR"] = os.path.join(cache, "uv")
@@ -48,8 +50,7 @@ class Uv:
         """What it prints. :raises EnvironmentFailed: with the reason in words."""
         if not self.path:
             raise EnvironmentFailed(
-                "uv is not on this machine",
-                "pip install uv, or set WHERRY_UV to its path",
+                "uv is not on this machine", "pip install uv, or set WHERRY_UV to its path"
             )
         try:
             done = subprocess.run(
@@ -94,7 +95,7 @@ def find_python(wanted: str, uv: str) -> str:
 
     This one, then pyenv's (whose shims uv cannot use), then whatever uv finds.
     """
-    if sys.executable and matches(platform.python_version(), wanted):
+    if sys.executable and matches("{}.{}.{}".format(*sys.version_info), wanted):
         return sys.executable
     folder = os.environ.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv")
     found = []
@@ -129,13 +130,7 @@ def uv_environ(environ: Mapping[str, str], *, pip_settings: bool = True) -> dict
     """
     env = {k: v for k, v in environ.items() if k not in _FOREIGN}
     pip = _pip_settings(environ) if pip_settings else {}
-    if "no-index" in pip and pip["no-index"].lower() not in (
-        "0",
-        "no",
-        "false",
-        "off",
-        "",
-    ):
+    if "no-index" in pip and pip["no-index"].lower() not in ("0", "no", "false", "off", ""):
         env.setdefault("UV_NO_INDEX", "1")
     if "find-links" in pip:
         env.setdefault("UV_FIND_LINKS", ",".join(pip["find-links"].split()))
@@ -195,21 +190,13 @@ _REASONS = (
         "no version of {0} fits",
         "loosen the version, or see which ones the index has",
     ),
-    (
-        r"Hash mismatch for `([^`]+)`",
-        "{0} is not the file that was locked",
-        "lock again: uv lock",
-    ),
+    (r"Hash mismatch for `([^`]+)`", "{0} is not the file that was locked", "lock again: uv lock"),
     (
         r"No space left on device",
         "no space is left on this machine",
         "wherry prune removes environments that are not used",
     ),
-    (
-        r"Git operation failed|failed to clone",
-        "a package's Git repository cannot be fetched",
-        "",
-    ),
+    (r"Git operation failed|failed to clone", "a package's Git repository cannot be fetched", ""),
     (
         r"error sending request|dns error|network was disabled|Network connectivity is disabled",
         "the package index cannot be reached",
@@ -225,11 +212,7 @@ _REASONS = (
         "{0} {1} has no wheel for this Python or platform",
         "take another version of it, or another --python",
     ),
-    (
-        r"No interpreter found for (Python [^ \n]+)",
-        "there is no {0} on this machine",
-        "",
-    ),
+    (r"No interpreter found for (Python [^ \n]+)", "there is no {0} on this machine", ""),
 )
 
 

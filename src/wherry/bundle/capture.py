@@ -136,12 +136,7 @@ class _Capturing:
             return self.skip(path, known.secret)
         executable = bool(st.st_mode & 0o100)
         self.entries.append(
-            Entry(
-                path=path,
-                digest=known.digest,
-                size=known.stat[0],
-                executable=executable,
-            )
+            Entry(path=path, digest=known.digest, size=known.stat[0], executable=executable)
         )
         self.paths[known.digest] = path
         return None
@@ -192,10 +187,7 @@ class _Capturing:
                 hint=f"add it to {IGNORE_FILE}, or allow it: WHERRY_MAX_FILE={size}",
             )
         for size, path in self.too_large:
-            self.skip(
-                path,
-                f"large: {format_bytes(size)}, more than {format_bytes(self.limit)}",
-            )
+            self.skip(path, f"large: {format_bytes(size)}, more than {format_bytes(self.limit)}")
         manifest = Manifest(entries=tuple(self.entries), left_out=tuple(sorted(self.left_out)))
         return Captured(manifest=manifest, root=self.root, paths=self.paths)
 
@@ -238,8 +230,7 @@ def write_pack(captured: Captured, digests: Iterable[str]) -> Iterator[bytes]:
     for digest in digests:
         path = captured.path_of(digest)
         changed = ChangedDuringCapture(
-            f"{path} changed after the project was captured",
-            hint="run the command again",
+            f"{path} changed after the project was captured", hint="run the command again"
         )
         try:
             with open(path, "rb", buffering=0) as stream:

@@ -9,7 +9,6 @@ the active interpreter, used where it is and recorded.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +48,8 @@ def uv_path() -> str:
     """The uv to use. :raises EnvironmentFailed: where there is none."""
     if path := settings.get("uv"):
         return str(path)
+    import shutil
+
     import uv
 
     try:

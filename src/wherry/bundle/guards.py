@@ -53,24 +53,12 @@ _TOKENS: tuple[tuple[bytes, re.Pattern[bytes], str], ...] = tuple(
     for prefix, pattern, what in (
         (b"AKIA", rb"\bAKIA(?![A-Z0-9]{9}EXAMPLE)[A-Z0-9]{16}\b", "an AWS key"),
         (b"ASIA", rb"\bASIA(?![A-Z0-9]{9}EXAMPLE)[A-Z0-9]{16}\b", "an AWS key"),
-        (
-            b"PRIVATE KEY-----",
-            rb"(?m)^\s*-----BEGIN [A-Z ]*PRIVATE KEY-----\s*$",
-            "a private key",
-        ),
-        (
-            b"PRIVATE KEY-----",
-            rb"BEGIN [A-Z ]*PRIVATE KEY-----\\n[\w+/]{20}",
-            "a private key",
-        ),
+        (b"PRIVATE KEY-----", rb"(?m)^\s*-----BEGIN [A-Z ]*PRIVATE KEY-----\s*$", "a private key"),
+        (b"PRIVATE KEY-----", rb"BEGIN [A-Z ]*PRIVATE KEY-----\\n[\w+/]{20}", "a private key"),
         (b"gh", rb"\bgh[pousr]_[A-Za-z0-9]{36}", "a GitHub token"),
         (b"github_pat_", rb"\bgithub_pat_[A-Za-z0-9_]{50}", "a GitHub token"),
         (b"hf_", rb"\bhf_[A-Za-z0-9]{34}\b", "a Hugging Face token"),
-        (
-            b"sk-",
-            rb"\bsk-(?:proj-|svcacct-|ant-)?[A-Za-z0-9_-]{32}",
-            "an API key (sk-…)",
-        ),
+        (b"sk-", rb"\bsk-(?:proj-|svcacct-|ant-)?[A-Za-z0-9_-]{32}", "an API key (sk-…)"),
     )
 )
 

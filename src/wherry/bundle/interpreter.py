@@ -9,10 +9,8 @@ folders change.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -25,6 +23,23 @@ from wherry.errors import EnvironmentFailed
 _ASK = "import json,platform,sys;print(json.dumps([platform.python_version(),sys.path[1:]]))"
 #: What `uv tool` and pipx leave in the environments that they make for a program's own use.
 _TOOL_MARKS = ("uv-receipt.toml", "pipx_metadata.json")
+
+
+class _Vcs(msgspec.Struct):
+    vcs: str
+    commit_id: str
+
+
+class _Dir(msgspec.Struct):
+    editable: bool = False
+
+
+class _DirectUrl(msgspec.Struct):
+    """What an installer notes about a distribution that came from no index (PEP 610)."""
+
+    url: str
+    vcs_info: _Vcs | None = None
+    dir_info: _Dir = msgspec.field(default_factory=_Dir)
 
 
 class Package(msgspec.Struct, frozen=True, array_like=True):
@@ -70,6 +85,8 @@ def active_python(environ: Mapping[str, str]) -> Path:
             return python
     if not _in_tool():
         return Path(sys.executable)
+    import shutil
+
     own = os.path.dirname(sys.executable)
     path = os.pathsep.join(p for p in environ.get("PATH", "").split(os.pathsep) if p != own)
     found = shutil.which("python", path=path) or shutil.which("python3", path=path)
@@ -135,11 +152,10 @@ def _ask(python: Path) -> tuple[str, list[str]]:
         done = subprocess.run(
             [str(python), "-c", _ASK], capture_output=True, env=env, cwd="/", check=True
         )
-        version, paths = json.loads(done.stdout)
-    except (OSError, subprocess.CalledProcessError, ValueError) as error:
+        version, paths = msgspec.json.decode(done.stdout, type=tuple[str, list[str]])
+    except (OSError, subprocess.CalledProcessError, msgspec.DecodeError) as error:
         raise EnvironmentFailed(
-            f"the interpreter {python} does not run: {error}",
-            hint="name another with --python",
+            f"the interpreter {python} does not run: {error}", hint="name another with --python"
         ) from None
     return version, [p for p in paths if os.path.isdir(p)]
 
@@ -157,14 +173,12 @@ def _packages(folder: str) -> list[Package]:
 
 
 def _origin(info: str) -> tuple[str, bool]:
-    """Where a distribution came from by PEP 610's ``direct_url.json``: (source, editable)."""
+    """Where a distribution came from by its ``direct_url.json``: (source, editable)."""
     try:
         with open(f"{info}/direct_url.json", "rb") as file:
-            data = json.load(file)
-        url = str(data["url"])
-    except (OSError, ValueError, KeyError):
+            direct = msgspec.json.decode(file.read(), type=_DirectUrl)
+    except (OSError, msgspec.DecodeError):
         return "", False
-    vcs = data.get("vcs_info")
-    if vcs:
-        return f"{vcs['vcs']}+{url}@{vcs['commit_id']}", False
-    return url.removeprefix("file://"), bool(data.get("dir_info", {}).get("editable"))
+    if vcs := direct.vcs_info:
+        return f"{vcs.vcs}+{direct.url}@{vcs.commit_id}", False
+    return direct.url.removeprefix("file://"), direct.dir_info.editable

@@ -8,27 +8,21 @@ from, so that a repeat does not even start uv.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from wherry.agent import uv as agent_uv
 from wherry.bundle.requirements import flatten, is_wherry, portable, refuse_local
 from wherry.errors import EnvironmentFailed, StaleLock
 
 _OUTPUT = (
-    *(
-        "--quiet",
-        "--no-header",
-        "--no-annotate",
-        "--emit-index-url",
-        "--emit-find-links",
-    ),
+    *("--quiet", "--no-header", "--no-annotate", "--emit-index-url", "--emit-find-links"),
     *("--no-emit-package", "wherry"),
 )
 
@@ -66,12 +60,12 @@ class Uv:
         message, hint = agent_uv.explain(done.stderr)
         raise EnvironmentFailed(message, hint=hint)
 
-    def remembered(self, *facts: object, settings: bool = True) -> Path:
+    def remembered(self, *facts: object) -> Path:
         """The file that has, or will have, the result that follows from these facts."""
-        env = agent_uv.uv_environ(self.environ) if settings else self.environ
+        env = agent_uv.uv_environ(self.environ)
         ours = {k: v for k, v in env.items() if k.startswith("UV_") and "CACHE" not in k}
-        key = json.dumps([1, facts, self.version, ours], sort_keys=True)
-        return self.cache / "locks" / f"{hashlib.sha256(key.encode()).hexdigest()}.txt"
+        key = msgspec.json.encode([1, facts, self.version, ours], order="sorted")
+        return self.cache / "locks" / f"{hashlib.sha256(key).hexdigest()}.txt"
 
 
 def compile_requirements(
@@ -86,17 +80,13 @@ def compile_requirements(
     file = uv.remembered("compile", list(lines), list(constraints), deps)
     if (text := _read(file)) is not None:
         return text
+    import tempfile
+
     with tempfile.TemporaryDirectory(prefix="wherry-") as name:
         folder = Path(name)
         (folder / "requirements.in").write_text("\n".join(lines) + "\n")
         (folder / "constraints.in").write_text("\n".join(constraints) + "\n")
-        words = [
-            "requirements.in",
-            "--generate-hashes",
-            "--universal",
-            "--python",
-            uv.python,
-        ]
+        words = ["requirements.in", "--generate-hashes", "--universal", "--python", uv.python]
         words += ["--constraint", "constraints.in"] if constraints else []
         words += [] if deps else ["--no-deps"]
         text = uv.run("pip", "compile", *words, *_OUTPUT, pip_settings=True, cwd=folder)
@@ -144,7 +134,7 @@ def export_script(uv: Uv, script: Path, header: Mapping[str, object]) -> str:
             refuse_local(line, script.name)
         return compile_requirements(uv, wanted)
     # Indexes and sources of [tool.uv]: uv reads them from the script itself.
-    file = uv.remembered("script", json.dumps(header, sort_keys=True, default=str))
+    file = uv.remembered("script", header)
     if (text := _read(file)) is None:
         words = ("--script", str(script), "--python", uv.python)
         text = uv.run("export", *words, *_OUTPUT, pip_settings=True, cwd=script.parent)

@@ -7,7 +7,6 @@ Called by ``bundle.locks``. Pure but for reading the files that a requirements f
 from __future__ import annotations
 
 import re
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,9 +101,11 @@ def script_header(script: Path) -> dict[str, Any] | None:
         text = script.read_text("utf-8")
     except (OSError, UnicodeDecodeError):
         return None
-    match = _HEADER.search(text)
+    match = _HEADER.search(text) if "# ///" in text else None
     if match is None:
         return None
+    import tomllib
+
     body = "\n".join(line[2:] for line in match["body"].splitlines())
     try:
         return tomllib.loads(body)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,12 +27,9 @@ class TooManyFiles(Exception):
 
 
 def too_broad(folder: Path) -> bool:
-    """Whether the folder is one that no project fills: the home, the root, the temporary one."""
-    return folder in {
-        Path.home(),
-        Path(folder.anchor),
-        Path(tempfile.gettempdir()).resolve(),
-    }
+    """Whether the folder is one that no project fills: the home, the root, a temporary one."""
+    temporary = (os.environ.get("TMPDIR") or "/tmp", "/tmp", "/var/tmp")
+    return folder in {Path.home(), Path(folder.anchor), *(Path(t).resolve() for t in temporary)}
 
 
 def find_root(start: Path) -> Path:
