@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from wherry.bundle.keep import keep
 from wherry.errors import EnvironmentFailed
 
 _ASK = "import json,platform,sys;print(json.dumps([platform.python_version(),sys.path[1:]]))"
@@ -128,13 +129,7 @@ def inspect(python: Path, *, cache: Path) -> Interpreter:
     packages = {p.name: p for folder in reversed(folders) for p in _packages(folder)}
     packages.pop("wherry", None)
     found = Interpreter(marks, version, tuple(sorted(packages.values(), key=lambda p: p.name)))
-    draft = file.with_name(f"{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(msgspec.msgpack.encode(found))
-        os.replace(draft, file)
-    except OSError:
-        draft.unlink(missing_ok=True)
+    keep(file, msgspec.msgpack.encode(found))
     return found
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from wherry.agent import uv as agent_uv
+from wherry.bundle.keep import keep
 from wherry.bundle.requirements import flatten, is_wherry, portable, refuse_local
 from wherry.errors import EnvironmentFailed, StaleLock
 
@@ -90,7 +91,7 @@ def compile_requirements(
         words += ["--constraint", "constraints.in"] if constraints else []
         words += [] if deps else ["--no-deps"]
         text = uv.run("pip", "compile", *words, *_OUTPUT, pip_settings=True, cwd=folder)
-    _write(file, text)
+    keep(file, text.encode())
     return text
 
 
@@ -138,7 +139,7 @@ def export_script(uv: Uv, script: Path, header: Mapping[str, object]) -> str:
     if (text := _read(file)) is None:
         words = ("--script", str(script), "--python", uv.python)
         text = uv.run("export", *words, *_OUTPUT, pip_settings=True, cwd=script.parent)
-        _write(file, text)
+        keep(file, text.encode())
     return text
 
 
@@ -197,13 +198,3 @@ def _read(file: Path) -> str | None:
         return file.read_text("utf-8")
     except OSError:
         return None
-
-
-def _write(file: Path, text: str) -> None:
-    draft = file.with_name(f"{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, "utf-8")
-        os.replace(draft, file)
-    except OSError:
-        draft.unlink(missing_ok=True)

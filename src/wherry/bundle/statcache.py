@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from pathlib import Path
 
 import msgspec
+
+from wherry.bundle.keep import keep
 
 #: A file that changed so recently may change again within the clock's grain and keep its stat
 #: (git's "racy" problem), so it is not remembered.
@@ -65,10 +66,4 @@ class StatCache:
         """Write it down if anything is new; files that are gone are forgotten then."""
         if not self._fresh and len(self._now) == len(self._old):
             return
-        draft = self._file.with_name(f"{self._file.name}.{os.getpid()}.{time.monotonic_ns()}")
-        try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_bytes(msgspec.msgpack.encode(self._now))
-            os.replace(draft, self._file)
-        except OSError:
-            draft.unlink(missing_ok=True)
+        keep(self._file, msgspec.msgpack.encode(self._now))
