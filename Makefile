@@ -43,7 +43,7 @@ bench: setup ## every figure of bench/README.md, as one table
 	@$(BIN)/python -m bench
 
 docs: setup ## write docs/reference and the drawings again
-	@$(BIN)/python -m tests.docs.generate
+	@$(BIN)/python docs/generate.py
 
 lock: setup ## newer packages: writes requirements.lock
 	@$$(.ci/setup --print-uv) pip compile --quiet --universal --python-version 3.11 --upgrade \

@@ -1,0 +1,218 @@
+"""
+Write the pages that have a table or a schema as their source: ``make docs``.
+
+``tests/docs/test_reference.py`` fails where a page is not what this writes.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from wherry.cli import reference
+from wherry.core import job, states
+from wherry.server.app import embedded
+
+DOCS = Path(__file__).parent
+HEAD = "<!-- written by `make docs`; do not edit -->\n\n"
+
+Schema = Mapping[str, Any]
+
+
+# --- docs/concepts/states.md
+
+
+def states_page() -> str:
+    """The two tables of ``core.states``, drawn and in words."""
+    runs, ranks = states.RUN_NEXT, states.RANK_NEXT
+    return f"""# States
+
+A run moves along the first table, each of its ranks along the second. The store guards every move
+(`UPDATE … WHERE state IN …`), so of two that want to move a run, one does. A state without a way
+out is final.
+
+## A run
+
+{_drawing(runs)}
+
+{_meanings("RunState")}
+
+From `running` back to `queued`: a new attempt is made, because a machine failed and `restarts` are
+left. Polling can miss `running`, so a short run may go from `starting` straight to its end.
+
+## A rank
+
+{_drawing(ranks)}
+
+{_meanings("RankState")}
+"""
+
+
+def _drawing(table: Mapping[Any, frozenset[Any]]) -> str:
+    lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {next(iter(table)).value}"]
+    for source, targets in table.items():
+        lines += [f"    {source.value} --> {target.value}" for target in table if target in targets]
+        if not targets:
+            lines.append(f"    {source.value} --> [*]")
+    return "\n".join([*lines, "```"])
+
+
+def _meanings(name: str) -> str:
+    """The states of an enumeration with the comments beside them in the source."""
+    source = Path(states.__file__).read_text("utf-8").partition(f"class {name}(")[2]
+    body = source.partition("\n\n\n")[0]
+    rows = re.findall(r'^    [A-Z]+ = "(\w+)"(?:  # (.*))?$', body, re.MULTILINE)
+    return "\n".join(
+        ["| state | meaning |", "| --- | --- |", *(f"| `{s}` | {m} |" for s, m in rows)]
+    )
+
+
+# --- docs/reference/job.md
+
+
+JOB_INTRO = """# A job file
+
+`wherry run job.yaml`. The same keys in YAML, TOML and JSON, as options of `wherry run`, and as
+keywords of `wherry.run()`. An unknown key is an error that names the right one.
+
+```yaml
+name: digits
+command: python train.py --epochs 3
+workers: 2
+resources: {cpu: 1, memory: 2Gi}
+metrics: {accuracy: "accuracy=([0-9.]+)"}
+restarts: 2
+timeout: 2h
+```
+
+`command` may be one line or a list of words; `memory` bytes or `4Gi`; `timeout` and `grace` seconds
+or `1h30m`; a metric its pattern alone. The JSON schema is at `/api/v1/schemas/job`. What Wherry
+fills in by itself (`code`, `environment`, `call`, `spec_version`) is described in the classes of
+`wherry.core.job`.
+"""
+
+#: What the fields are for; the schema has their names, types and defaults.
+JOB_FIELDS = {
+    "name": "what to call the run; by default the script's name",
+    "command": "what to run; `python` as the first word is the environment's own",
+    "group": "what happens when one rank dies: in a `gang` all stop together",
+    "workers": "how many at once",
+    "processes": "processes of one worker; world size = workers × processes",
+    "resources": "what one rank needs: see below",
+    "env": "environment variables",
+    "params": "parameters to record, beside those read from the command line",
+    "metrics": "how to read metrics from output: a regular expression, its first group the number",
+    "restarts": "new attempts after faults of machines; a program that fails is not tried again",
+    "timeout": "of one attempt",
+    "grace": "between SIGTERM and SIGKILL when the run is stopped",
+    "priority": "larger goes first",
+    "tags": "to find it by",
+    "note": "free text",
+}
+RESOURCES = {
+    "cpu": "cores, fractions allowed",
+    "memory": "bytes, or `512Mi`, `4Gi`",
+    "gpu": "whole devices",
+}
+FILLED_IN = {"spec_version", "call", "environment", "code"}
+
+
+def job_page() -> str:
+    """The fields of a job file."""
+    schema = job.json_schema()["$defs"]
+    spec, resources = schema["JobSpec"]["properties"], schema["Resources"]["properties"]
+    assert JOB_FIELDS.keys() == spec.keys() - FILLED_IN, "docs/generate.py: JOB_FIELDS"
+    assert RESOURCES.keys() == resources.keys(), "docs/generate.py: RESOURCES"
+    return "\n".join(
+        [
+            JOB_INTRO,
+            *_fields(spec, JOB_FIELDS),
+            "",
+            "## resources",
+            "",
+            *_fields(resources, RESOURCES),
+        ]
+    )
+
+
+def _fields(schema: Schema, words: Mapping[str, str]) -> Iterator[str]:
+    yield "| key | type | default | what it is |"
+    yield "| --- | --- | --- | --- |"
+    for name, text in words.items():
+        default = schema[name].get("default")
+        shown = "" if default in (None, "", [], (), {}) else f"`{default}`"
+        yield f"| `{name}` | {_type(schema[name])} | {shown} | {text} |"
+
+
+def _type(schema: Schema) -> str:
+    """A schema's type for people: "number", "list", "one of ..."."""
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if "anyOf" in schema:
+        return " or ".join(
+            dict.fromkeys(_type(s) for s in schema["anyOf"] if s.get("type") != "null")
+        )
+    named = {"array": "list", "object": "table", "string": "text", "integer": "whole number"}
+    kind = str(schema.get("type", "object"))
+    return named.get(kind, kind)
+
+
+# --- docs/reference/http.md
+
+
+HTTP_INTRO = """# HTTP
+
+`wherry status` prints the address; the token is in `~/.wherry/server.json`, which only you can
+read. Every call but `/healthz` and `/readyz` carries `Authorization: Bearer TOKEN`. A creating call
+takes an `Idempotency-Key`: sent again with the same key, it makes nothing new. Every error has the
+form `{"error": {"code", "message", "hint"}}`; the codes are in [errors](errors.md). The whole
+description, bodies too, is at `/api/v1/openapi/openapi.json`.
+"""
+
+
+def http_page() -> str:
+    """Every call of the control plane, from its own OpenAPI document."""
+    with tempfile.TemporaryDirectory() as home:
+        plane = embedded(Path(home), url="http://127.0.0.1:0")
+        paths = plane.routes.openapi_schema.to_schema()["paths"]
+        plane.services.store.close()
+    parts = [HTTP_INTRO, "| call | query | what it does |", "| --- | --- | --- |"]
+    agents = [
+        "",
+        "## What agents call",
+        "",
+        "| call | query | what it does |",
+        "| --- | --- | --- |",
+    ]
+    for path, calls in sorted(paths.items()):
+        for method, call in calls.items():
+            query = [p["name"] for p in call.get("parameters", ()) if p["in"] == "query"]
+            said = " ".join(str(call.get("description", "")).partition("\n\n")[0].split())
+            said = said.replace("``", "`")
+            row = f"| `{method.upper()} {path}` | {', '.join(f'`{q}`' for q in query)} | {said} |"
+            (agents if path.startswith("/agent/") else parts).append(row)
+    return "\n".join([*parts, *agents])
+
+
+PAGES = {
+    "concepts/states.md": states_page,
+    "reference/job.md": job_page,
+    "reference/http.md": http_page,
+}
+
+
+def write(folder: Path) -> None:
+    """Write every page below ``folder``. Again: the same bytes."""
+    reference.write(folder / "reference")
+    for name, page in PAGES.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(HEAD + page().rstrip() + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]) if sys.argv[1:] else DOCS)
