@@ -45,9 +45,11 @@ def test_a_run_lives_from_submission_to_success(plane: Plane) -> None:
 
 
 def test_a_failure_names_the_first_rank_and_stops_the_others(plane: Plane) -> None:
+    plane.backend.ignore_stop = True
     run = plane.submit(workers=2)
     first, second = plane.agent(run, 0), plane.agent(run, 1)
-    first.start(), second.start()
+    first.start()
+    second.start()
     second.exit(3, message="exited with status 3", last_lines=["ValueError: no"])
     eventually(lambda: plane.backend.called("stop"))
     assert first.send().json()["stop"] is True
@@ -152,6 +154,7 @@ def test_a_launch_that_fails_is_a_verdict_with_words(plane: Plane) -> None:
 
 
 def test_stopping_twice_or_after_the_end_changes_nothing(plane: Plane) -> None:
+    plane.backend.ignore_stop = True
     run = plane.submit()
     agent = plane.agent(run)
     agent.start()
