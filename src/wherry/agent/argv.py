@@ -1,8 +1,9 @@
 """
 Parameters out of a command line, without knowing the script: what most parsers would agree on.
 
-Used by ``agent.main`` for the run's record and by ``wherry.params()``. ``--epochs 3``, ``--lr=0.1``,
-``--flag``, ``-x 1`` and ``key=value`` (Hydra, Sacred) are understood; other words are left out.
+Used by ``agent.prepare`` for the run's record and by ``wherry.params()``. ``--epochs 3``,
+``--lr=0.1``, ``--flag``, ``-x 1`` and ``key=value`` (Hydra, Sacred) are understood; other words are
+left out.
 """
 
 from __future__ import annotations

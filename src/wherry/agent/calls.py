@@ -11,15 +11,15 @@ import http.client
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any, Callable, Optional, Union
+from typing import Any, Callable, Optional, Union
 from urllib.parse import urlsplit
 
 TIMEOUT = 60.0  #: seconds for one answer
 BACKOFF = 5.0  #: seconds between tries at most
 
-_Body = Optional[Union[bytes, IO[bytes]]]
+_Body = Optional[Union[bytes, Iterable[bytes]]]
 
 
 class Replaced(Exception):
@@ -71,7 +71,9 @@ class Control:
         return {**decoded, "status": answer.status}
 
     @contextmanager
-    def stream(self, method: str, path: str, body: _Body = None) -> Iterator[Callable[[int], bytes]]:
+    def stream(
+        self, method: str, path: str, body: _Body = None
+    ) -> Iterator[Callable[[int], bytes]]:
         """``read(n)`` of the answer's bytes. Raises what ``call`` does."""
         with self._request(method, path, body, None) as answer:
             yield answer.read
@@ -110,9 +112,8 @@ class Control:
         parts = urlsplit(self._url)
         self._prefix = parts.path.rstrip("/") + "/agent/v1"
         if self._connection is None:
-            kind = http.client.HTTPConnection
-            if parts.scheme == "https":
-                kind = http.client.HTTPSConnection
+            secure = parts.scheme == "https"
+            kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
             self._connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT)
         return self._connection
 

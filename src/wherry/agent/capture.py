@@ -18,7 +18,9 @@ from wherry.agent.journal import Journal
 
 LONGEST = 6 * 2**20  #: bytes after which a line is cut, so that it fits into one request
 _TAIL = 16 * 2**10  #: bytes kept for the last lines
-_NUMBER = re.compile(r"[+-]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)", re.I | re.A)
+_NUMBER = re.compile(
+    r"[+-]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)", re.I | re.A
+)
 
 
 def strict_number(text: str) -> float | None:

@@ -147,6 +147,8 @@ def _make_venv(root: str, version: str, uv: Uv, note: Callable[[str], None]) -> 
             uv.run("venv", "--no-project", "--prompt", "wherry", "--python", python or wanted, root)
             break
         except EnvironmentFailed as error:
+            if python:
+                raise
             failed = failed or error
     else:
         raise EnvironmentFailed(

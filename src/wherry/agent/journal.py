@@ -85,7 +85,8 @@ class Journal:
             data, last = self._read_disk(limit)
             if data:
                 return data, last
-            parts, size, last = [], 0, self.acked
+            parts: list[bytes] = []
+            size, last = 0, self.acked
             for seq, frame in self._memory:
                 if seq > self.acked and (not parts or size + len(frame) <= limit):
                     parts.append(frame)
@@ -189,7 +190,9 @@ class Journal:
         want = self.acked + 1
         seq, path, offset = self._cursor or (0, self._folder / "journal", 0)
         if seq != want:
-            path = next((p for last, p, _ in self._sealed if last >= want), self._folder / "journal")
+            path = next(
+                (p for last, p, _ in self._sealed if last >= want), self._folder / "journal"
+            )
             offset = _skip(path, want)
         while True:
             data, last = _read_frames(path, offset, limit)

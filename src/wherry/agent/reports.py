@@ -62,6 +62,7 @@ class ReportTail:
 
     def _record(self, record: dict[str, Any], series: dict[str, Any]) -> None:
         points = record.get("m")
+        column: tuple[list[int], list[float], list[float]] | None
         if points is not None:
             when, step = float(record["t"]), int(record["s"])
             if not -_INT64 <= step < _INT64:

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from typing import Any, Callable
 
 from wherry.agent import protocol
@@ -70,6 +71,11 @@ class Sender(threading.Thread):
                 self._hello_due = True
                 time.sleep(next(delays))
             except Unreachable:
+                self._hello_due = True
+                time.sleep(next(delays))
+            except Exception:
+                # An answer that nobody foresaw must not cost the reports.
+                traceback.print_exc()
                 self._hello_due = True
                 time.sleep(next(delays))
         self._control.close()

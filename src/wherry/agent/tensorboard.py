@@ -117,7 +117,7 @@ def _plugin(metadata: bytes) -> bytes:
 
 def _tensor(data: bytes) -> float | None:
     """The value of a tensor that holds one number; None for any other."""
-    content = {number: value for number, value in fields(data)}
+    content = dict(fields(data))
     kind, shape = content.get(1), content.get(2, b"")
     if not isinstance(kind, int) or not isinstance(shape, bytes):
         return None
@@ -183,8 +183,8 @@ class EventFiles:
     """
     Finds event files that were begun after ``since`` below some folders, and follows them.
 
-    A metric is named after its tag, with the sub-folder in front (``train/loss``); folders that only
-    tell runs apart (``runs/Nov24_10-31-07_host``, ``version_3``) are left out of the name.
+    A metric is named after its tag, with the sub-folder in front (``train/loss``); folders that
+    only tell runs apart (``runs/Nov24_10-31-07_host``, ``version_3``) are left out of the name.
     """
 
     def __init__(self, journal: Journal, roots: Sequence[Path], since: float) -> None:

@@ -63,9 +63,12 @@ class Usage:
         self._journal.append(protocol.USAGE, protocol.pack_series(series), stamp)
         return over
 
-    def killed_by_kernel(self) -> bool:
-        """Whether the kernel has killed something for memory since the start."""
-        return platform.oom_kills(self._cgroups) > self._kills
+    def ran_out(self, code: int) -> bool:
+        """Whether a program that ended with ``code`` did so as the kernel killed for memory."""
+        if code == 0 or platform.oom_kills(self._cgroups) <= self._kills:
+            return False
+        # Without a cgroup of its own, the kernel may have killed for somebody else.
+        return self._enforced or code in (-9, 137)
 
     def _gpus(self) -> dict[str, float]:
         """Utilization (0-1) and memory (bytes) of each device that this process may see."""

@@ -2,9 +2,9 @@
 What user code calls: ``wherry.report``, ``params``, ``checkpoint_dir``, ``output_dir``, ``rank``,
 ``world_size``.
 
-Imported by the user's process, through an installed ``wherry`` or through the agent's shim. It talks
-to the agent by the variables and the report file of ``agent.protocol``, and does something sensible
-where there is no agent: ``report`` checks its arguments and keeps nothing, ``params`` reads the
+Imported by the user's process, through an installed ``wherry`` or the agent's shim. It talks to the
+agent by the variables and the report file of ``agent.protocol``, and does something sensible where
+there is no agent: ``report`` checks its arguments and keeps nothing, ``params`` reads the
 command line, the folders are ``./checkpoints`` and ``./outputs``.
 """
 

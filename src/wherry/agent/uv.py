@@ -41,6 +41,10 @@ class Uv:
             import shutil
 
             path = shutil.which("uv") or ""
+        if not path:
+            raise EnvironmentFailed(
+                "uv is not on this machine", "pip install uv, or set WHERRY_UV to its path"
+            )
         self.path = path
         self.env = uv_environ(os.environ)
         if not _writable(uv_cache(self.env)):
@@ -48,10 +52,6 @@ class Uv:
 
     def run(self, *words: str) -> str:
         """What it prints. :raises EnvironmentFailed: with the reason in words."""
-        if not self.path:
-            raise EnvironmentFailed(
-                "uv is not on this machine", "pip install uv, or set WHERRY_UV to its path"
-            )
         try:
             done = subprocess.run(
                 [self.path, *words],

@@ -1,0 +1,320 @@
+"""
+The agent of one rank, from its config to its exit: prepare, start, watch, upload, leave.
+
+Run by a back end as ``python AGENT config.json``; ``agent.protocol`` says what it reads and leaves.
+What only some runs need is imported where it is needed: a foreground run waits for this.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from wherry.agent import platform, program, protocol
+from wherry.agent.attach import Terminal, TerminalGone
+from wherry.agent.capture import Capture, MetricRules
+from wherry.agent.errors import Failed
+from wherry.agent.journal import Journal
+from wherry.agent.outcome import not_started, outcome
+from wherry.agent.prepare import Preparation, Prepared
+from wherry.agent.supervise import Supervisor
+from wherry.agent.wake import Wake
+
+_SHOWN = 20  #: last lines that go with a failure
+
+
+def main(path: str) -> int:
+    """Run the rank that ``path``, a config.json, describes; the agent's own exit status."""
+    with open(path, "rb") as file:
+        config: dict[str, Any] = json.load(file)
+    folder = Path(config["dir"])
+    lock = _take_lock(folder)
+    if lock is None:
+        return 0
+    Agent(config, folder).run()
+    os.write(lock, b" left")
+    return 0
+
+
+def _take_lock(folder: Path) -> int | None:
+    """The lock's descriptor, held for life; None where this rank runs, or ran, already."""
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+    if os.read(lock, 1):
+        return None
+    os.write(lock, str(os.getpid()).encode())
+    return lock
+
+
+class Agent:
+    """One rank."""
+
+    def __init__(self, config: dict[str, Any], folder: Path) -> None:
+        self._config = config
+        self._spec: dict[str, Any] = config["spec"]
+        self._folder = folder
+        self._wake = Wake()
+        self._wake.catch_signals()
+        self._journal = Journal(folder, int(config["spool_limit"]))
+        self._gone = threading.Event()  # this incarnation was replaced
+        self._sender: Any = None
+        self._terminal: Terminal | None = None
+        self._ports: Any = None
+        self._prepared: Prepared | None = None
+        self._problem: BaseException | None = None
+        self._result = ""
+        self._began = time.monotonic()
+
+    def run(self) -> None:
+        """Everything. Returns when all is acknowledged, or this incarnation was replaced."""
+        try:
+            exit = self._work()
+        except Failed as failed:
+            exit = not_started(failed)
+            self._hang_up(exit)
+        if self._wake.why == "replaced":
+            return
+        self._start_sender()
+        try:
+            self._upload()
+        except _given_up():
+            return
+        self._phase("upload")
+        self._journal.append(protocol.EXIT, json.dumps(exit).encode())
+        self._sender.finish()
+
+    def _work(self) -> dict[str, Any]:
+        """The payload of EXIT. :raises Failed: where the program was not started."""
+        attached = bool(self._config["attach"])
+        if self._config["world_size"] > 1:
+            from wherry.agent.ranks import Ports
+
+            self._ports = Ports(3)
+        if attached:
+            self._terminal = self._attach()
+        prepared = self._prepare(attached)
+        started = self._start(prepared)
+        self._start_sender()
+        return self._supervise(prepared, started)
+
+    # --- before the program
+    def _attach(self) -> Terminal:
+        hello = {name: self._config[name] for name in ("rank", "world_size", "attempt")}
+        try:
+            return Terminal(self._config["attach"], hello)
+        except TerminalGone as error:
+            raise Failed(
+                "start",
+                f"the terminal that the run was started from is gone ({error}), and with it the "
+                "environment to run in",
+                "wherry run --detach does not need a terminal",
+            ) from None
+
+    def _prepare(self, attached: bool) -> Prepared:
+        """Prepare in a thread, so that a stop is heard meanwhile."""
+        base = self._terminal.environment if self._terminal else dict(os.environ)
+        preparation = Preparation(
+            self._config,
+            self._journal,
+            self._wake,
+            base=base,
+            attached=attached,
+            ports=self._ports.numbers if self._ports else [0, 0, 0],
+            note=self._note,
+        )
+        if self._config["rank"] == 0:
+            params = preparation.params()
+            self._journal.append(protocol.PARAMS, json.dumps(params).encode())
+        if self._needs_others():
+            self._start_sender()
+
+        def run() -> None:
+            try:
+                self._prepared = preparation.run()
+            except BaseException as error:
+                self._problem = error
+            self._wake.set()
+
+        threading.Thread(target=run, name="prepare", daemon=True).start()
+        while self._prepared is None and self._problem is None and not self._wake.why:
+            self._wake.wait()
+        if self._wake.why:
+            platform.kill_until_gone(lambda: [p.pid for p in platform.descendants(os.getpid())])
+            raise Failed("stopped", "told to stop before the program was started")
+        if self._problem is not None:
+            raise _as_failed(self._problem)
+        assert self._prepared is not None
+        return self._prepared
+
+    def _needs_others(self) -> bool:
+        """Whether the control plane is needed before the program can start."""
+        built = self._spec.get("environment", {}).get("kind") == "built"
+        fetches = not self._spec.get("code", {}).get("in_place") or bool(self._spec.get("call"))
+        return self._config["world_size"] > 1 or built or fetches
+
+    def _note(self, text: str) -> None:
+        self._journal.say(text)
+        if self._terminal:
+            try:
+                self._terminal.note(text)
+            except TerminalGone:
+                pass  # found out again, and dealt with, when the program runs
+
+    def _start_sender(self) -> None:
+        """Again: nothing."""
+        if self._sender is None:
+            from wherry.agent.sender import Sender
+
+            self._sender = Sender(
+                self._config,
+                self._journal,
+                ports=self._ports.numbers if self._ports else [],
+                on_stop=lambda: self._wake.end("stopped"),
+                on_replaced=self._replaced,
+            )
+            self._sender.start()
+
+    def _replaced(self) -> None:
+        self._gone.set()
+        self._wake.end("replaced")
+
+    # --- the program
+    def _start(self, prepared: Prepared) -> program.Program:
+        die_with_agent = platform.adopt_orphans()
+        cgroups = list(self._config["limits"].get("cgroup") or ())
+
+        def in_child() -> None:
+            die_with_agent()
+            platform.enter_cgroups(cgroups)
+
+        for folder in (prepared.env["WHERRY_OUTPUT_DIR"], prepared.env["WHERRY_CHECKPOINT_DIR"]):
+            os.makedirs(folder, exist_ok=True)
+        if self._ports:
+            self._ports.release()
+        try:
+            started = program.start(
+                prepared.command,
+                prepared.env,
+                str(prepared.cwd),
+                tty=self._terminal.size if self._terminal else None,
+                stdin=self._terminal.stdin if self._terminal else False,
+                in_child=in_child,
+            )
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            name = prepared.command[0]
+            raise Failed("start", f"{name!r} cannot be started: {error}") from None
+        child = {"pid": started.pid, "started": platform.pid_started(started.pid)}
+        (self._folder / "child.json").write_text(json.dumps(child))
+        record = json.dumps({"pid": started.pid}).encode()
+        self._journal.append(protocol.STARTED, record)
+        self._began = time.monotonic()
+        return started
+
+    def _supervise(self, prepared: Prepared, started: program.Program) -> dict[str, Any]:
+        from wherry.agent.reports import ReportTail
+        from wherry.agent.tensorboard import EventFiles
+        from wherry.agent.usage import Usage
+        from wherry.agent.watch import Watch, event_folders
+
+        rules = MetricRules(self._spec.get("metrics", {}))
+        capture = Capture(self._journal, rules, terminal=started.tty)
+        reports = ReportTail(self._folder / "report", self._journal)
+        output = Path(prepared.env["WHERRY_OUTPUT_DIR"])
+        folders = event_folders(prepared.cwd, output, prepared.command, self._config["rank"])
+        events = EventFiles(self._journal, folders, time.time() - 1)
+        usage = Usage(self._journal, self._config["limits"])
+        watch = Watch(reports, events, usage, lambda: self._wake.end("oom"))
+        watch.start()
+        ended = Supervisor(
+            started,
+            capture,
+            self._terminal,
+            self._wake,
+            grace=self._grace,
+            timeout=self._spec.get("timeout"),
+        ).run()
+        watch.finish()
+        if ended.left:
+            names = ", ".join(ended.left)
+            self._journal.say(f"ended what the program left behind: {names}")
+        self._result = reports.result
+        code = prepared.code
+        lines = capture.last_lines(_SHOWN)
+        exit = outcome(
+            ended.code,
+            ended.why,
+            attached=bool(self._config["attach"]),
+            ran_out=usage.ran_out(ended.code),
+            error=reports.error,
+            missing=code.explain(lines) if code and ended.code else None,
+            spec=self._spec,
+            peak=usage.peak,
+            last_lines=lines if ended.code else [],
+        )
+        self._hang_up(exit)
+        self._phase("run")
+        return exit
+
+    def _grace(self) -> float:
+        """Seconds from SIGTERM to SIGKILL: what the back end said last."""
+        try:
+            return float((self._folder / "stop").read_text())
+        except (OSError, ValueError):
+            return float(self._config["grace"])
+
+    def _hang_up(self, exit: dict[str, Any]) -> None:
+        if self._terminal:
+            self._terminal.ended({name: exit[name] for name in ("state", "exit_code", "signal")})
+
+    # --- after the program
+    def _upload(self) -> None:
+        prepared = self._prepared
+        if prepared is None:
+            return
+        from wherry.agent.calls import Control
+        from wherry.agent.files import Uploader, outputs
+
+        control = Control(self._config)
+        uploader = Uploader(control, self._journal, self._gone)
+        root = Path(prepared.env["WHERRY_OUTPUT_DIR"])
+        uploader.keep(root, outputs(root, self._journal))
+        if prepared.code and self._config["rank"] == 0:
+            uploader.keep(prepared.code.folder, prepared.code.new_files())
+        if self._result:
+            digest = uploader.store(Path(self._result))[0]
+            self._journal.append(protocol.RESULT, json.dumps({"digest": digest}).encode())
+        control.close()
+
+    def _phase(self, name: str) -> None:
+        now = time.monotonic()
+        record = {"phase": name, "seconds": now - self._began}
+        self._began = now
+        self._journal.append(protocol.PHASE, json.dumps(record).encode())
+
+
+def _as_failed(problem: BaseException) -> Failed:
+    from wherry.agent.calls import Refused, Replaced, Unreachable
+
+    if isinstance(problem, Failed):
+        return problem
+    if isinstance(problem, (Replaced, Unreachable)):
+        return Failed("stopped", "this incarnation was replaced")
+    if isinstance(problem, (Refused, OSError)):
+        return Failed("bundle", f"the run cannot be prepared: {problem}")
+    raise problem
+
+
+def _given_up() -> tuple[type[BaseException], ...]:
+    """The exceptions that say that this incarnation was replaced."""
+    from wherry.agent.calls import Replaced, Unreachable
+
+    return Replaced, Unreachable

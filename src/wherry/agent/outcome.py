@@ -1,0 +1,103 @@
+"""
+What an end means: the payload of EXIT. Pure.
+
+Called by ``agent.main`` with everything that is known.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+from wherry.agent.errors import Failed
+
+_INTERRUPTED = (-signal.SIGINT, 128 + signal.SIGINT)
+
+
+def outcome(
+    code: int,
+    why: str,
+    *,
+    attached: bool,
+    ran_out: bool,
+    error: str,
+    missing: tuple[str, str] | None,
+    spec: dict[str, Any],
+    peak: int,
+    last_lines: Sequence[str],
+) -> dict[str, Any]:
+    """
+    EXIT's payload.
+
+    ``code``: exit status, negative for a signal. ``why``: why we ended it. ``attached``: a person
+    could interrupt it. ``ran_out``: the kernel killed for memory. ``error``: what a function raised.
+    ``missing``: message and hint about a file that was left out. ``peak``: bytes of memory.
+    """
+    said = _cause(code, why, attached, ran_out or why == "oom", error)
+    state, cause, message = said
+    hint = ""
+    if cause == "oom":
+        limit = spec.get("resources", {}).get("memory")
+        given = f"the {_mebibytes(limit)} it was given" if limit else "there is on this machine"
+        message = (
+            f"the program used more memory than {given}; it was seen to use {_mebibytes(peak)}"
+        )
+        hint = "give it more with --memory, or make batches smaller"
+    elif cause == "timeout":
+        message = f"the program took longer than its timeout of {spec.get('timeout'):g} s"
+        hint = "give it longer with --timeout"
+    elif cause in ("exit", "exception") and missing:
+        message, hint = missing
+    return {
+        "state": state,
+        "exit_code": code if code >= 0 else None,
+        "signal": -code if code < 0 else None,
+        "cause": cause,
+        "message": with_hint(message, hint),
+        "last_lines": list(last_lines),
+    }
+
+
+def _cause(code: int, why: str, attached: bool, oom: bool, error: str) -> tuple[str, str, str]:
+    """(state, cause, message)"""
+    if why == "stopped":
+        return "stopped", "stopped", "told to stop"
+    if why == "timeout":
+        return "failed", "timeout", ""
+    if oom:
+        return "failed", "oom", ""
+    if code == 0:
+        return "succeeded", "", ""
+    if attached and code in _INTERRUPTED:
+        return "stopped", "stopped", "interrupted from the terminal"
+    if code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        return "failed", "signal", f"killed by {name}"
+    if error:
+        return "failed", "exception", error
+    return "failed", "exit", f"exited with status {code}"
+
+
+def not_started(failed: Failed) -> dict[str, Any]:
+    """EXIT's payload of a program that was never started."""
+    return {
+        "state": "stopped" if failed.cause == "stopped" else "failed",
+        "exit_code": None,
+        "signal": None,
+        "cause": failed.cause,
+        "message": with_hint(failed.message, failed.hint),
+        "last_lines": [],
+    }
+
+
+def with_hint(message: str, hint: str) -> str:
+    """Both in one text, as the control plane takes it apart."""
+    return f"{message}\nhint: {hint}" if hint else message
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB"

@@ -1,0 +1,202 @@
+"""
+Everything before the program starts: its code, its environment, the other ranks; then what to run.
+
+Called by ``agent.main`` in a thread of its own, so that a stop is heard at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+from wherry.agent import protocol
+from wherry.agent.argv import after_script, params_from_argv
+from wherry.agent.errors import Failed
+from wherry.agent.journal import Journal
+from wherry.agent.wake import Wake
+
+#: This folder's parent, which has the shim, and wherry_call.py beside it.
+_AGENT = Path(__file__).resolve().parent.parent.parent
+
+
+class Prepared:
+    """What to start, and what to know of it afterwards."""
+
+    def __init__(self, command: list[str], env: dict[str, str], cwd: Path, code: Any) -> None:
+        self.command = command
+        self.env = env
+        self.cwd = cwd
+        self.code = code  #: ``code.Code``; None where the program works in place
+
+
+class Preparation:
+    """``base``: the program's environment before anything is added. ``ports``: of this rank."""
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        journal: Journal,
+        wake: Wake,
+        *,
+        base: dict[str, str],
+        attached: bool,
+        ports: list[int],
+        note: Callable[[str], None],
+    ) -> None:
+        self._config = config
+        self._spec: dict[str, Any] = config["spec"]
+        self._journal = journal
+        self._wake = wake
+        self._base = base
+        self._attached = attached
+        self._ports = ports
+        self._note = note
+        self._began = time.monotonic()
+
+    def run(self) -> Prepared:
+        """All phases. :raises Failed: :raises Replaced: :raises Unreachable: when told to stop."""
+        code, cwd = self._bundle()
+        payload = self._payload()
+        self.phase("bundle")
+        python, extra = self._environment()
+        self.phase("environment")
+        variables = self._barrier()
+        self.phase("barrier")
+        env = {**self._base, **extra, **self._spec.get("env", {}), **variables}
+        place = self._spec.get("code", {}).get("in_place")
+        env["PYTHONPATH"] = self._python_path(env, Path(place) if code is None else code.folder)
+        command = list(self._spec.get("command", ()))
+        if payload:
+            result = os.path.join(self._config["dir"], "result")
+            command = [python, str(_AGENT / "wherry_call.py"), payload, result]
+        elif command[0] in ("python", "python3"):
+            command[0] = python
+        return Prepared(command, env, cwd, code)
+
+    def phase(self, name: str) -> None:
+        """Report how long it took since the last one."""
+        now = time.monotonic()
+        record = {"phase": name, "seconds": now - self._began}
+        self._began = now
+        self._journal.append(protocol.PHASE, json.dumps(record).encode())
+
+    def _bundle(self) -> tuple[Any, Path]:
+        place = self._spec.get("code", {})
+        if place.get("in_place"):
+            cwd = Path(place["in_place"]) / place.get("workdir", ".")
+            if not cwd.is_dir():
+                raise Failed("start", f"the folder {cwd} is not there any more")
+            return None, cwd
+        from wherry.agent.calls import Control, Refused, persist
+        from wherry.agent.code import Code
+
+        code = Code(self._config)
+        control = Control(self._config)
+        try:
+            persist(lambda: code.make(control), self._wake.ended)
+        except (Refused, OSError) as error:
+            raise Failed("bundle", f"the code cannot be fetched: {error}") from None
+        finally:
+            control.close()
+        return code, code.workdir
+
+    def _payload(self) -> str:
+        """The path of a function's payload; "" where the run is a command."""
+        call = self._spec.get("call")
+        if not call:
+            return ""
+        path = Path(self._config["dir"]) / "payload"
+        path.write_bytes(self._fetch(call["payload"]))
+        return str(path)
+
+    def _fetch(self, digest: str) -> bytes:
+        from wherry.agent.calls import Control, Refused, persist
+
+        control = Control(self._config)
+
+        def fetch() -> bytes:
+            with control.stream("GET", f"/blobs/{digest}") as read:
+                return b"".join(iter(lambda: read(2**20), b""))
+
+        try:
+            data: bytes = persist(fetch, self._wake.ended)
+            return data
+        except Refused as error:
+            raise Failed("bundle", f"blob {digest} cannot be fetched: {error}") from None
+        finally:
+            control.close()
+
+    def _environment(self) -> tuple[str, dict[str, str]]:
+        """The interpreter and the variables that belong to it."""
+        wanted = self._spec.get("environment", {})
+        python = wanted.get("python", "")
+        if wanted.get("kind", "active") == "active":
+            if not os.access(python, os.X_OK):
+                raise Failed(
+                    "environment",
+                    f"the interpreter {python or '(none)'} is not there any more",
+                    "activate the environment again, or let Wherry build one with --python",
+                )
+            folder = os.path.dirname(python)
+            if self._attached:
+                return python, {}
+            venv = os.path.dirname(folder)
+            is_venv = os.path.exists(os.path.join(venv, "pyvenv.cfg"))
+            return python, self._paths(folder, venv if is_venv else "")
+        from wherry.agent import environment
+        from wherry.agent.uv import EnvironmentFailed
+
+        try:
+            built = environment.build(
+                wanted,
+                cache=self._config["cache"],
+                uv=self._config["uv"],
+                fetch=self._fetch,
+                note=self._note,
+            )
+        except EnvironmentFailed as error:
+            for line in error.tail.splitlines():
+                self._journal.say(line)
+            raise Failed("environment", error.message, error.hint) from None
+        return built.python, self._paths(built.bin, built.root)
+
+    def _paths(self, folder: str, venv: str) -> dict[str, str]:
+        path = os.pathsep.join(filter(None, [folder, self._base.get("PATH", os.defpath)]))
+        return {"PATH": path, **({"VIRTUAL_ENV": venv} if venv else {})}
+
+    def _barrier(self) -> dict[str, str]:
+        from wherry.agent import ranks
+
+        config = self._config
+        own = [{"rank": 0, "address": "127.0.0.1", "ports": self._ports}]
+        peers = ranks.meet(config, self._wake) if config["world_size"] > 1 else own
+        folder = Path(config["dir"])
+        found = ranks.variables(config, peers)
+        found["WHERRY_REPORT"] = str(folder / "report")
+        found["WHERRY_OUTPUT_DIR"] = str(folder / "output")
+        found["WHERRY_CHECKPOINT_DIR"] = config["checkpoints"]
+        found["WHERRY_PARAMS"] = json.dumps(self.params())
+        # A segmentation fault then says where it was.
+        wanted = {"PYTHONFAULTHANDLER": "1"}
+        if not self._attached:
+            wanted["PYTHONUNBUFFERED"] = "1"
+        # A single process that asked for no share may use the machine, as it would without us.
+        if config["world_size"] > 1 or self._spec.get("resources", {}).get("cpu"):
+            wanted.update(ranks.thread_variables(config["threads"]))
+        asked = {**self._base, **self._spec.get("env", {})}
+        found.update({name: value for name, value in wanted.items() if name not in asked})
+        return found
+
+    def params(self) -> dict[str, Any]:
+        """The parameters that the command line shows, under those that the job declares."""
+        words = after_script(self._spec.get("command", ()))
+        return {**params_from_argv(words), **self._spec.get("params", {})}
+
+    def _python_path(self, env: dict[str, str], root: Path) -> str:
+        """``import wherry`` always works, and the project's own package in a built environment."""
+        built = self._spec.get("environment", {}).get("kind") == "built"
+        source = [str(root / "src")] if built and (root / "src").is_dir() else []
+        return os.pathsep.join(filter(None, [env.get("PYTHONPATH"), *source, str(_AGENT)]))
