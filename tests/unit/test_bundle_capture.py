@@ -80,7 +80,12 @@ def test_an_unchanged_file_is_not_read_again(
     first = capture(root, cache=cache)
     read: list[str] = []
     real = MODULE._hash
-    monkeypatch.setattr(MODULE, "_hash", lambda file: read.append(file) or real(file))
+
+    def noting(file: str) -> object:
+        read.append(file)
+        return real(file)
+
+    monkeypatch.setattr(MODULE, "_hash", noting)
     assert capture(root, cache=cache).manifest == first.manifest
     assert read == []
     (root / "train.py").write_text("2")
@@ -240,7 +245,7 @@ def edit_while_reading(root: Path, times: int, monkeypatch: pytest.MonkeyPatch) 
     lstat = os.lstat
 
     class Editor:
-        def __getattr__(self, name: str):
+        def __getattr__(self, name: str) -> object:
             return getattr(os, name)
 
         def fstat(self, fd: int) -> os.stat_result:

@@ -8,7 +8,6 @@ from, so that a repeat does not even start uv.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
