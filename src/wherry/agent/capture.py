@@ -1,9 +1,9 @@
 """
-What the program writes, as frames of the journal: whole lines, with the time at which they were read.
+What the program writes, as frames of the journal: whole lines, with the time when they were read.
 
-Fed by ``agent.supervise`` with the blocks it reads. A frame holds all the whole lines of a block, so
-that a chatty program costs a frame per read and not per line. Bytes stay as they were: nothing is
-decoded on the way, so output that is no text, or a character cut in two by a read, is not harmed.
+Fed by ``agent.supervise`` with the blocks it reads. A frame holds all the whole lines of a block,
+so that a chatty program costs a frame per read and not per line. Bytes stay as they were: nothing
+is decoded on the way, so output that is no text, or a character cut in two, is not harmed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NUMBER = re.compile(
 
 
 def strict_number(text: str) -> float | None:
-    """The number, NaN and infinities too, that the whole text is; None where it is anything else."""
+    """The number, NaN and infinities too, that the whole text is; None where it is none."""
     return float(text) if _NUMBER.fullmatch(text) else None
 
 

@@ -115,11 +115,9 @@ class Code:
                 break
         else:
             why = "the bundle does not have it"
-        return (
-            f"{path!r} is not in the bundle's copy that the run works in; {why}",
-            f"let it travel with the line !{path} in .wherryignore, or run in the foreground on "
-            "this machine, which works in the project's folder",
-        )
+        message = f"{path!r} is not in the bundle's copy that the run works in; {why}"
+        hint = f"let it travel: write !{path} into .wherryignore; or run it in the foreground"
+        return message, f"{hint}, which works in the project's own folder"
 
     def _workdir_of(self, folder: Path) -> Path:
         return folder if self._workdir in ("", ".") else folder / check_path(self._workdir)
@@ -171,7 +169,7 @@ def _link(files: Path, path: Path, target: str) -> None:
 
 
 def _fetch_blobs(control: Control, files: Path, by_digest: dict[str, list[dict[str, Any]]]) -> None:
-    """Write every file from one pack. :raises Failed: where a blob is missing or has other bytes."""
+    """Write every file from one pack. :raises Failed: where a blob is missing or is not itself."""
     missing = set(by_digest)
     body = json.dumps({"digests": sorted(by_digest)}).encode()
     with control.stream("POST", "/blobs/fetch", body) as read:

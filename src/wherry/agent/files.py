@@ -13,6 +13,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class Uploader:
         for left in reversed(range(_TRIES)):
             digest, size, modified = _digest(path)
             try:
-                persist(lambda: self._put(path, digest, size), self._stopped)
+                persist(partial(self._put, path, digest, size), self._stopped)
                 return digest, size, modified
             except Refused:
                 if not left:

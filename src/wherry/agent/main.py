@@ -7,6 +7,7 @@ What only some runs need is imported where it is needed: a foreground run waits 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -24,6 +25,7 @@ from wherry.agent.journal import Journal
 from wherry.agent.outcome import not_started, outcome
 from wherry.agent.prepare import Preparation, Prepared
 from wherry.agent.supervise import Supervisor
+from wherry.agent.variables import PORTS
 from wherry.agent.wake import Wake
 
 _SHOWN = 20  #: last lines that go with a failure
@@ -77,10 +79,10 @@ class Agent:
     def run(self) -> None:
         """Everything. Returns when all is acknowledged, or this incarnation was replaced."""
         try:
-            exit = self._work()
+            end = self._work()
         except Failed as failed:
-            exit = not_started(failed)
-            self._hang_up(exit)
+            end = not_started(failed)
+            self._hang_up(end)
         if self._wake.why == "replaced":
             return
         self._start_sender()
@@ -89,7 +91,7 @@ class Agent:
         except _given_up():
             return
         self._phase("upload")
-        self._journal.append(protocol.EXIT, json.dumps(exit).encode())
+        self._journal.append(protocol.EXIT, json.dumps(end).encode())
         self._sender.finish()
 
     def _work(self) -> dict[str, Any]:
@@ -98,7 +100,7 @@ class Agent:
         if self._config["world_size"] > 1:
             from wherry.agent.ranks import Ports
 
-            self._ports = Ports(3)
+            self._ports = Ports(PORTS)
         if attached:
             self._terminal = self._attach()
         prepared = self._prepare(attached)
@@ -128,7 +130,7 @@ class Agent:
             self._wake,
             base=base,
             attached=attached,
-            ports=self._ports.numbers if self._ports else [0, 0, 0],
+            ports=self._ports.numbers if self._ports else [0] * PORTS,
             note=self._note,
         )
         if self._config["rank"] == 0:
@@ -164,10 +166,9 @@ class Agent:
     def _note(self, text: str) -> None:
         self._journal.say(text)
         if self._terminal:
-            try:
+            # That it is gone is found out again, and dealt with, when the program runs.
+            with contextlib.suppress(TerminalGone):
                 self._terminal.note(text)
-            except TerminalGone:
-                pass  # found out again, and dealt with, when the program runs
 
     def _start_sender(self) -> None:
         """Again: nothing."""
@@ -249,7 +250,7 @@ class Agent:
         self._result = reports.result
         code = prepared.code
         lines = capture.last_lines(_SHOWN)
-        exit = outcome(
+        end = outcome(
             ended.code,
             ended.why,
             attached=bool(self._config["attach"]),
@@ -260,9 +261,9 @@ class Agent:
             peak=usage.peak,
             last_lines=lines if ended.code else [],
         )
-        self._hang_up(exit)
+        self._hang_up(end)
         self._phase("run")
-        return exit
+        return end
 
     def _grace(self) -> float:
         """Seconds from SIGTERM to SIGKILL: what the back end said last."""
@@ -271,9 +272,9 @@ class Agent:
         except (OSError, ValueError):
             return float(self._config["grace"])
 
-    def _hang_up(self, exit: dict[str, Any]) -> None:
+    def _hang_up(self, end: dict[str, Any]) -> None:
         if self._terminal:
-            self._terminal.ended({name: exit[name] for name in ("state", "exit_code", "signal")})
+            self._terminal.ended({name: end[name] for name in ("state", "exit_code", "signal")})
 
     # --- after the program
     def _upload(self) -> None:

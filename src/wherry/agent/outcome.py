@@ -31,11 +31,10 @@ def outcome(
     EXIT's payload.
 
     ``code``: exit status, negative for a signal. ``why``: why we ended it. ``attached``: a person
-    could interrupt it. ``ran_out``: the kernel killed for memory. ``error``: what a function raised.
-    ``missing``: message and hint about a file that was left out. ``peak``: bytes of memory.
+    could interrupt it. ``ran_out``: the kernel killed for memory. ``error``: what a function
+    raised. ``missing``: message and hint about a file that was left out. ``peak``: bytes of memory.
     """
-    said = _cause(code, why, attached, ran_out or why == "oom", error)
-    state, cause, message = said
+    state, cause, message = _cause(code, why, attached, ran_out or why == "oom", error)
     hint = ""
     if cause == "oom":
         limit = spec.get("resources", {}).get("memory")

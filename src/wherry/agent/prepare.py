@@ -16,6 +16,7 @@ from wherry.agent import protocol
 from wherry.agent.argv import after_script, params_from_argv
 from wherry.agent.errors import Failed
 from wherry.agent.journal import Journal
+from wherry.agent.variables import rank_variables, thread_variables
 from wherry.agent.wake import Wake
 
 #: This folder's parent, which has the shim, and wherry_call.py beside it.
@@ -168,13 +169,15 @@ class Preparation:
         return {"PATH": path, **({"VIRTUAL_ENV": venv} if venv else {})}
 
     def _barrier(self) -> dict[str, str]:
-        from wherry.agent import ranks
-
         config = self._config
-        own = [{"rank": 0, "address": "127.0.0.1", "ports": self._ports}]
-        peers = ranks.meet(config, self._wake) if config["world_size"] > 1 else own
+        if config["world_size"] > 1:
+            from wherry.agent.ranks import meet
+
+            peers = meet(config, self._wake)
+        else:
+            peers = [{"rank": 0, "address": "127.0.0.1", "ports": self._ports}]
         folder = Path(config["dir"])
-        found = ranks.variables(config, peers)
+        found = rank_variables(config, peers)
         found["WHERRY_REPORT"] = str(folder / "report")
         found["WHERRY_OUTPUT_DIR"] = str(folder / "output")
         found["WHERRY_CHECKPOINT_DIR"] = config["checkpoints"]
@@ -185,7 +188,7 @@ class Preparation:
             wanted["PYTHONUNBUFFERED"] = "1"
         # A single process that asked for no share may use the machine, as it would without us.
         if config["world_size"] > 1 or self._spec.get("resources", {}).get("cpu"):
-            wanted.update(ranks.thread_variables(config["threads"]))
+            wanted.update(thread_variables(config["threads"]))
         asked = {**self._base, **self._spec.get("env", {})}
         found.update({name: value for name, value in wanted.items() if name not in asked})
         return found

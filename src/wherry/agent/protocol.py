@@ -18,16 +18,17 @@ FILE     JSON ``{"path", "digest", "size", "modified"}``; sent after the blob wa
 PHASE    JSON ``{"phase", "seconds"}``
 STARTED  JSON ``{"pid"}``: the program runs
 RESULT   JSON ``{"digest"}``: blob with the pickled result or exception
-EXIT     JSON ``{"state", "exit_code", "signal", "cause", "message", "last_lines"}``: always the last
+EXIT     JSON ``{"state", "exit_code", "signal", "cause", "message", "last_lines"}``: always the
+         last. A signal: no exit code. The message may end in a line ``hint: ...``
 ======== ===========================================================================================
 
 **Calls**, all below ``/agent/v1`` with ``Authorization: Bearer <token>``:
 
 =================================== ================================================================
-POST /hello                         JSON ``{"protocol", "host", "address", "ports", "pid", "python"}``
-                                    → ``{"acked", "lease"}``
-GET  /peers?wait=SECONDS            → 200 ``{"peers": [{"rank", "address", "ports"}]}`` once all have
-                                    arrived; 202 ``{"missing": [ranks]}`` when ``wait`` is over
+POST /hello                         JSON ``{"protocol", "host", "address", "ports", "pid",
+                                    "python"}`` → ``{"acked", "lease"}``
+GET  /peers?wait=SECONDS            → 200 ``{"peers": [{"rank", "address", "ports"}]}`` once all
+                                    have arrived; 202 ``{"missing": [ranks]}`` when ``wait`` is over
 POST /reports                       body: frames, none for a heartbeat → ``{"acked", "stop"}``.
                                     ``stop``: the run is being stopped; treat it as SIGTERM
 GET  /blobs/DIGEST                  → bytes

@@ -1,12 +1,13 @@
 """
 Reads what the user's process reports through ``wherry.report`` and turns it into frames.
 
-Polled by ``agent.watch``. The file's format is in ``agent.protocol``; a line that does not follow it
-is left out and never stops the rest.
+Polled by ``agent.watch``. The file's format is in ``agent.protocol``; a line that does not follow
+it is left out and never stops the rest.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ _INT64 = 2**63
 
 
 class ReportTail:
-    """Follows the file from its beginning. After the last poll, ``result`` and ``error`` are final."""
+    """Follows the file from its beginning; ``result`` and ``error`` are final after the end."""
 
     def __init__(self, path: Path, journal: Journal) -> None:
         self._path = path
@@ -30,11 +31,7 @@ class ReportTail:
 
     def poll(self) -> None:
         """Take every whole line that is there."""
-        try:
-            file = open(self._path, "rb")
-        except FileNotFoundError:
-            return
-        with file:
+        with contextlib.suppress(FileNotFoundError), open(self._path, "rb") as file:
             file.seek(self._offset)
             rest = b""
             while True:
@@ -62,19 +59,18 @@ class ReportTail:
 
     def _record(self, record: dict[str, Any], series: dict[str, Any]) -> None:
         points = record.get("m")
-        column: tuple[list[int], list[float], list[float]] | None
         if points is not None:
             when, step = float(record["t"]), int(record["s"])
             if not -_INT64 <= step < _INT64:
                 raise ValueError(step)
             for name, value in points.items():
                 value = float(value)
-                column = series.get(name)
-                if column is None:
-                    column = series[name] = ([], [], [])
-                column[0].append(step)
-                column[1].append(when)
-                column[2].append(value)
+                if name not in series:
+                    series[name] = ([], [], [])
+                steps, times, values = series[name]
+                steps.append(step)
+                times.append(when)
+                values.append(value)
         elif "p" in record:
             self._journal.append(protocol.PARAMS, json.dumps(dict(record["p"])).encode())
         elif "r" in record:

@@ -36,9 +36,9 @@ if _spec is not None:
     _become(_spec)
 else:
     from wherry.agent import user as _user
-    from wherry.agent.user import params, rank, report, world_size
+    from wherry.agent.user import params, rank, report, world_size  # noqa: F401
 
-    __all__ = ["checkpoint_dir", "output_dir", "params", "rank", "report", "world_size"]
+    __all__ = list(_user.__all__)
 
     def __getattr__(name: str) -> Any:
         if name in __all__:

@@ -1,8 +1,8 @@
 """
 Pass the program's bytes on, end it when it must end, and leave nothing of it behind.
 
-Called by ``agent.main`` with what ``agent.program`` has started. When the program has ended, or must
-end, everything that descends from it goes too, also what made itself a daemon.
+Called by ``agent.main`` with what ``agent.program`` has started. When the program has ended, or
+must end, everything that descends from it goes too, also what made itself a daemon.
 """
 
 from __future__ import annotations
