@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -186,7 +186,8 @@ def test_blobs_travel_in_a_pack(plane: FakePlane, client: Client) -> None:
 
 def test_shutting_down_and_pruning_are_never_sent_twice(plane: FakePlane, client: Client) -> None:
     client.wait("r1", 0)
-    for path, call in (("shutdown", client.shutdown), ("prune", client.prune)):
+    calls: dict[str, Callable[[], object]] = {"shutdown": client.shutdown, "prune": client.prune}
+    for path, call in calls.items():
         plane.on(f"POST {ROOT}/{path}", Answer(b"half", cut=True))
         with pytest.raises(errors.Unavailable):
             call()
@@ -200,7 +201,7 @@ def test_every_path_of_the_contract_has_a_method(plane: FakePlane, client: Clien
     from wherry.core import api
 
     table = re.findall(r"^(GET|POST|DELETE) +(/\S+)", api.__doc__ or "", re.MULTILINE)
-    calls = [
+    calls: list[Callable[[], object]] = [
         client.status, client.shutdown, client.job_schema, client.prune,
         lambda: client.backup("/b"), lambda: client.missing([]),
         lambda: client.push_pack(lambda: [b""]), lambda: client.blob("0"),

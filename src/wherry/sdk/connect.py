@@ -131,7 +131,7 @@ def stop_server(home: Path, *, wait: float = 20.0) -> bool:
             return False
         raise Unavailable(
             f"a control plane holds {home / 'server.lock'}, but does not answer",
-            hint="wait a moment and try again; if it hangs, end it: kill -9 its process, runs go on",
+            hint="try again in a moment; if it hangs, kill -9 its process: runs go on",
         )
     info, http = found
     Client(http).shutdown()

@@ -19,7 +19,7 @@ from typing import Any
 
 from wherry.core.bundle import Manifest
 from wherry.core.job import Environment
-from wherry.errors import InvalidInput, NotPicklable
+from wherry.errors import InvalidInput, NotPicklable, RunFailed
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,37 @@ def import_folder(file: Path) -> Path:
     return next((f for f in reversed(file.parents) if f in entries), file.parent)
 
 
+class RemoteTraceback(Exception):
+    """The traceback of a rank, as the cause of the exception that came from it."""
+
+    def __str__(self) -> str:
+        return f"in the run:\n{self.args[0]}"
+
+
 def load_result(data: bytes) -> Any:
-    raise NotImplementedError(data)
+    """
+    The value in the pickle that a rank left (``agent.call`` has its form).
+
+    Where it holds an exception, that is raised, with a :class:`RemoteTraceback` as its cause.
+    :raises RunFailed: instead, where the exception cannot be unpickled here.
+    """
+    try:
+        found = pickle.loads(data)
+    except Exception as error:  # unpickling may raise anything
+        raise NotPicklable(
+            f"the result cannot be unpickled here: {type(error).__name__}: {error}",
+            hint="import what it is made of, or return plain data",
+        ) from None
+    if found["ok"]:
+        return found["value"]
+    remote = RemoteTraceback(found["traceback"])
+    try:
+        exception = pickle.loads(found["exception"])
+    except Exception:
+        exception = None
+    if not isinstance(exception, BaseException):
+        exception = RunFailed(f"{found['type']}: {found['message']}")
+    raise exception from remote
 
 
 def _builtin(module: str) -> bool:

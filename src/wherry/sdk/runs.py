@@ -182,16 +182,11 @@ class Run:
             the function raised: that exception, with the traceback of there as its cause.
         """
         self.wait(timeout)
-        if self.spec.call is not None:
-            try:
-                data = self._client.result(self.id)
-            except NotFound:
-                data = b""
-            if data and (self._snapshot.state == RunState.SUCCEEDED or self._raised()):
-                return load_result(data)
         if self._snapshot.state != RunState.SUCCEEDED:
+            if pickled := self._exception():
+                load_result(pickled)
             raise _failure(self._snapshot)
-        return None
+        return None if self.spec.call is None else load_result(self._client.result(self.id))
 
     def logs(
         self,
@@ -251,10 +246,14 @@ class Run:
         )
         return f"<table>{cells}</table>"
 
-    def _raised(self) -> bool:
-        """Whether rank 0 itself is what failed, so that its pickle holds the exception."""
+    def _exception(self) -> bytes:
+        """The pickle that the rank which failed first left of its exception; empty if none."""
         verdict = self._snapshot.verdict
-        return verdict is not None and verdict.cause == "exception"
+        if self.spec.call is None or verdict is None or verdict.cause != "exception":
+            return b""
+        ranks = self.detail().attempts[-1].ranks
+        digest = next((r.result for r in ranks if r.rank == verdict.rank), "")
+        return self._client.blob(digest) if digest else b""
 
 
 def download(

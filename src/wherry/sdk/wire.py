@@ -1,9 +1,9 @@
 """
 HTTP/1.1 over one socket: just what ``sdk.http`` needs.
 
-``http.client`` would do, but brings the e-mail parser and TLS: 33 ms of imports, three times a bare
-Python's start, paid by every command. This knows the three framings of a body (length, chunks, until
-the end) and imports TLS only for ``https``.
+``http.client`` would do, but brings the e-mail parser and TLS: 33 ms of imports, three times a
+bare Python's start, paid by every command. This knows the three framings of a body (length, chunks,
+until the end) and imports TLS only for ``https``.
 """
 
 from __future__ import annotations
