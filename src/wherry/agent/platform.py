@@ -168,7 +168,6 @@ def kill_until_gone(find: Callable[[], Collection[int]], deadline: float = 5.0) 
         if time.monotonic() > end:
             return False
         kill(pids)
-        reap()
         time.sleep(0.005)
 
 
