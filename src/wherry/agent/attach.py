@@ -12,7 +12,6 @@ import contextlib
 import json
 import select
 import socket
-import time
 from typing import Any
 
 from wherry.agent import protocol
@@ -40,9 +39,10 @@ class Terminal:
             self._socket.sendall(
                 protocol.attach_frame(protocol.ATTACH_HELLO, json.dumps(hello).encode())
             )
-            self._socket.setblocking(False)
+            self._socket.settimeout(_START)
             start = self._wait_for_start()
-        except (OSError, ValueError) as error:
+            self._socket.setblocking(False)
+        except (OSError, ValueError, EOFError) as error:
             self._socket.close()
             raise TerminalGone(str(error)) from None
         except TerminalGone:
@@ -124,14 +124,13 @@ class Terminal:
         self._socket.close()
 
     def _wait_for_start(self) -> dict[str, Any]:
-        deadline = time.monotonic() + _START
+        """Read START and not a byte more: keys may follow at once, for whoever selects on us."""
         while True:
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self._socket], [], [], left)[0]:
-                raise TerminalGone("the terminal did not say START")
-            for kind, payload in self.receive():
-                if kind == protocol.ATTACH_START:
-                    found: dict[str, Any] = json.loads(payload)
-                    return found
-                if kind == protocol.ATTACH_DETACH:
-                    raise TerminalGone("the terminal said DETACH")
+            head = protocol.read_exactly(self._socket.recv, protocol.ATTACH_HEADER.size)
+            size, kind = protocol.ATTACH_HEADER.unpack(head)
+            payload = protocol.read_exactly(self._socket.recv, size)
+            if kind == protocol.ATTACH_START:
+                found: dict[str, Any] = json.loads(payload)
+                return found
+            if kind == protocol.ATTACH_DETACH:
+                raise TerminalGone("the terminal said DETACH")
