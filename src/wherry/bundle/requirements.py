@@ -6,6 +6,7 @@ Called by ``bundle.locks``. Pure but for reading the files that a requirements f
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,7 @@ def flatten(file: Path) -> Flat:
     seen: set[tuple[Path, bool]] = set()
 
     def read(file: Path, into: list[str], by: str) -> None:
+        file = Path(os.path.normpath(file))
         if (file, into is lines) in seen:
             return
         seen.add((file, into is lines))
