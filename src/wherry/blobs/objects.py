@@ -8,6 +8,7 @@ folder is opened. Nothing is synced: a power cut may take the blobs of its last 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -21,13 +22,13 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from wherry.core.bundle import DIGEST, check_digest
-from wherry.errors import InvalidInput, NotFound, StorageFull, Unavailable, WherryError
+from wherry.errors import InvalidInput, NotFound, StorageFull, Unavailable
 
 if TYPE_CHECKING:
     from wherry.blobs.base import Blobs
 
 _PIECE = 2**20  # bytes: the most that ``get`` gives at once
-_AT_ONCE = 4 * 2**20  # bytes: a smaller blob is stored in one call
+_PART = 4 * 2**20  # bytes: a smaller blob is stored in one call, a larger one in such parts
 _ABANDONED = 3600.0  # seconds: a partial file that nobody wrote to for so long is a crash's
 _PARTIAL = re.compile(r"[0-9a-f]{64}#[0-9]+")
 _EMPTY = hashlib.sha256().hexdigest()
@@ -46,26 +47,33 @@ class ObjectBlobs:
 
         :raises Unavailable: where it cannot be opened.
         """
-        try:
+        with _translated():
             if "://" in str(where):
                 return cls(from_url(str(where)))
             folder = Path(where)
             folder.mkdir(parents=True, exist_ok=True)
             _sweep(folder)
             return cls(LocalStore(folder))
-        except (OSError, BaseError) as error:
-            raise _in_words(error) from error
 
     def put(self, digest: str, data: Iterable[bytes]) -> int:
         checked = _Checked(check_digest(digest), data)
+        part = checked.read(_PART)
+        if checked.ended:
+            with _translated(digest):
+                obstore.put(self._store, _path(digest), part)
+            return checked.size
+        # ``obstore.put`` takes pieces too, but draws them where no blob may be read.
+        writer = obstore.open_writer(self._store, _path(digest), buffer_size=_PART)
         try:
-            head = checked.read(_AT_ONCE)
-            # A blob that fits is checked before it is written; a larger one on the way, where
-            # the error of its last piece undoes the write.
-            whole = head if checked.ended else checked.rest(head)
-            obstore.put(self._store, _path(digest), whole)
-        except (OSError, BaseError) as error:
-            raise _in_words(error) from error
+            while part:
+                with _translated(digest):
+                    writer.write(part)
+                part = checked.read(_PART)
+        except BaseException as error:
+            writer.__exit__(type(error), error, None)  # forgets what it was given
+            raise
+        with _translated(digest):
+            writer.close()
         return checked.size
 
     def get(self, digest: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
@@ -74,20 +82,16 @@ class ObjectBlobs:
         return self._pieces(digest, offset, end) if offset < end else iter(())
 
     def _pieces(self, digest: str, start: int, end: int) -> Iterator[bytes]:
-        try:
+        with _translated(digest):
             found = obstore.get(self._store, _path(digest), options={"range": (start, end)})
             for piece in found.stream(min_chunk_size=_PIECE):
                 whole = bytes(piece)
                 for at in range(0, len(whole), _PIECE):
                     yield whole[at : at + _PIECE]
-        except (OSError, BaseError) as error:
-            raise _in_words(error, digest) from error
 
     def size(self, digest: str) -> int:
-        try:
+        with _translated(digest):
             return obstore.head(self._store, _path(check_digest(digest)))["size"]
-        except (OSError, BaseError) as error:
-            raise _in_words(error, digest) from error
 
     def missing(self, digests: Iterable[str]) -> list[str]:
         return [digest for digest in dict.fromkeys(digests) if not self._has(digest)]
@@ -100,22 +104,16 @@ class ObjectBlobs:
             return False
 
     def remove(self, digest: str) -> None:
-        try:
+        with contextlib.suppress(NotFound), _translated(digest):
             obstore.delete(self._store, _path(check_digest(digest)))
-        except FileNotFoundError:
-            return
-        except (OSError, BaseError) as error:
-            raise _in_words(error) from error
 
     def all(self) -> Iterator[tuple[str, int, float]]:
-        try:
+        with _translated():
             for batch in obstore.list(self._store):
                 for meta in batch:
                     digest = meta["path"].rpartition("/")[2]
                     if DIGEST.fullmatch(digest):
                         yield digest, meta["size"], meta["last_modified"].timestamp()
-        except (OSError, BaseError) as error:
-            raise _in_words(error) from error
 
 
 class _Checked:
@@ -127,33 +125,25 @@ class _Checked:
         self._hash = hashlib.sha256()
 
     def read(self, enough: int) -> bytes:
-        """Pieces until there are ``enough`` bytes, or all: then they are checked."""
-        parts = []
-        while self.size < enough:
+        """Pieces until there are ``enough`` bytes, or the rest, which is checked before."""
+        parts: list[bytes] = []
+        size = 0
+        while size < enough and not self.ended:
             piece = next(self._pieces, None)
             if piece is None:
                 self._check()
-                break
-            parts.append(self._count(piece))
+            else:
+                self._hash.update(piece)
+                size += len(piece)
+                parts.append(piece)
+        self.size += size
         return b"".join(parts)
-
-    def rest(self, head: bytes) -> Iterator[bytes]:
-        """``head``, then the other pieces."""
-        yield head
-        for piece in self._pieces:
-            yield self._count(piece)
-        self._check()
-
-    def _count(self, piece: bytes) -> bytes:
-        self._hash.update(piece)
-        self.size += len(piece)
-        return piece
 
     def _check(self) -> None:
         self.ended = True
         if (found := self._hash.hexdigest()) != self.digest:
             raise InvalidInput(
-                f"{self.size} bytes have the digest {found}, not {self.digest}",
+                f"the bytes have the digest {found}, not {self.digest}",
                 hint="the content changed or was cut off on its way; send it again",
             )
 
@@ -173,15 +163,19 @@ def _sweep(folder: Path) -> None:
                     os.unlink(entry)
 
 
-def _in_words(error: Exception, digest: str = "") -> WherryError:
-    if isinstance(error, FileNotFoundError):
-        return NotFound(f"there is no blob {digest or error}")
-    # obstore has no class for it: only the words tell.
-    if "No space left" in str(error) or "StorageFull" in str(error):
-        return StorageFull(
-            "no space is left for blobs", hint="free some, or: wherry prune --days 30"
-        )
-    return Unavailable(f"the blobs cannot be used: {error}")
+@contextlib.contextmanager
+def _translated(digest: str = "") -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise NotFound(f"there is no blob {digest}") from None
+    except (OSError, BaseError) as error:
+        # obstore has no class for it: only its words tell.
+        if "No space left" in str(error):
+            raise StorageFull(
+                "no space is left for blobs", hint="free some, or: wherry prune --days 30"
+            ) from error
+        raise Unavailable(f"the blobs cannot be used: {error}") from error
 
 
 if TYPE_CHECKING:
