@@ -8,10 +8,10 @@ script costs next to nothing. ``tests/unit/test_public_names.py`` pins them.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from wherry._version import __version__
 
+TYPE_CHECKING = False  # as in typing, whose import would cost more than all the rest
 if TYPE_CHECKING:
     from wherry import errors
     from wherry.agent.user import (
@@ -63,15 +63,17 @@ _HOME = {
 _FOLDERS = {"checkpoint_dir", "output_dir"}
 
 
-def __getattr__(name: str) -> Any:
-    if name == "errors":
-        return import_module("wherry.errors")
-    if name not in _HOME:
-        raise AttributeError(f"module 'wherry' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
-    if name not in _FOLDERS:
-        globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # or every name would be known to type checkers
+
+    def __getattr__(name: str) -> object:
+        if name == "errors":
+            return import_module("wherry.errors")
+        if name not in _HOME:
+            raise AttributeError(f"module 'wherry' has no attribute {name!r}")
+        value: object = getattr(import_module(_HOME[name]), name)
+        if name not in _FOLDERS:
+            globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
