@@ -192,6 +192,8 @@ def _read(home: Path) -> ServerInfo | None:
 
 
 def _alive(pid: int) -> bool:
+    for child in _children:
+        child.poll()  # a dead child is a process until somebody looks
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -131,11 +131,14 @@ def _path(home: Path | None) -> Path:
 def _read(home: Path | None) -> dict[str, Any]:
     path = _path(home)
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        data = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{path}: {error}", hint="mend it, or remove it") from None
+    if not isinstance(data.get("contexts", {}), dict):
+        raise InvalidInput(f"{path}: 'contexts' is not a table", hint="write [contexts.NAME]")
+    return data
 
 
 def _current(data: dict[str, Any]) -> str:
