@@ -357,6 +357,8 @@ def test_get_copies_what_is_named_and_checks_it(
     assert call("get", "r1", "logs", "--to", "x")[1] == "x/logs/a.txt\n"
     assert call("get", "r1", "*.json", "--to", "y")[1] == "y/model.json\n"
     assert call("get", "r1", "nosuch")[0] == 3
+    (tmp_path / "file").touch()
+    assert call("get", "r1", "--to", "file")[0] == 2
     client.kept = [File(path="model.json", digest="0" * 64, size=2, attempt=1)]
     status, _, err = call("get", "r1", "--to", "z")
     assert status == 6 and "damaged" in err and not list((tmp_path / "z").iterdir())
@@ -426,7 +428,12 @@ def test_times_are_relative() -> None:
     now = time.time()
     said = [output.ago(now - gone, now) for gone in (0, 30, 120, 7200, 200_000)]
     assert said == ["now", "30 s ago", "2 min ago", "2 h ago", "2 d ago"]
-    assert [output.duration(s) for s in (0.04, 65, 3700)] == ["0.0 s", "1m 05s", "1h 01m"]
+    assert [output.duration(s) for s in (0.04, 1.26, 65, 3700)] == [
+        "40 ms",
+        "1.3 s",
+        "1m 05s",
+        "1h 01m",
+    ]
 
 
 def test_completion_is_a_script(call: Call) -> None:

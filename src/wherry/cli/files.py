@@ -16,7 +16,7 @@ import click
 from msgspec import Struct
 
 from wherry.cli import options
-from wherry.errors import Conflict, NotFound, Unavailable, UnsafePath
+from wherry.errors import Conflict, InvalidInput, NotFound, Unavailable, UnsafePath
 
 if TYPE_CHECKING:
     from wherry.core.run import File
@@ -89,7 +89,10 @@ def get(
             hint="--force replaces what differs, --to names another folder",
         )
     for file, to in stale:
-        _fetch(client, run.id, file, target, to)
+        try:
+            _fetch(client, run.id, file, target, to)
+        except OSError as error:
+            raise InvalidInput(f"{error.filename or to}: {error.strerror}") from None
     copied = [
         Copied(path=file.path, rank=file.rank, size=file.size, digest=file.digest, to=str(to))
         for file, to in plan

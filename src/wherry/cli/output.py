@@ -161,7 +161,7 @@ def ago(when: float | None, now: float | None = None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """``"1h 05m"``, ``"2m 03s"``, ``"1.4 s"``."""
+    """``"1h 05m"``, ``"2m 03s"``, ``"1.4 s"``, ``"40 ms"``."""
     if seconds is None:
         return ""
     seconds = max(0.0, seconds)
@@ -169,6 +169,8 @@ def duration(seconds: float | None) -> str:
         return f"{int(seconds // 3600)}h {int(seconds % 3600 // 60):02d}m"
     if seconds >= 60:
         return f"{int(seconds // 60)}m {int(seconds % 60):02d}s"
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
 
 

@@ -250,7 +250,8 @@ def _finish(client: Client, run: Run, seen: Outcome, *, as_json: bool) -> int:
         return status
     if status == 0:
         if kept := client.files(run.id):
-            output.note(f"{len(kept)} files kept: wherry files {run.id}")
+            files = "1 file" if len(kept) == 1 else f"{len(kept)} files"
+            output.note(f"kept {files}: wherry files {run.id}")
     elif run.verdict is not None and not (seen.interrupted and status in (130, 143)):
         last = run.verdict.last_lines if not seen.attached else ()
         complain(

@@ -48,11 +48,11 @@ def down(as_json: bool) -> None:
 @options.on_option
 @options.json_option
 def status(on: str, as_json: bool) -> None:
-    """Show the control plane. Exits with 6 where none is running; it is not started."""
+    """Show the control plane; start it where none is running."""
     from wherry.cli import output
     from wherry.sdk.connect import connect
 
-    output.thing(connect(on, start=False).status(), _status, json=as_json)
+    output.thing(connect(on).status(), _status, json=as_json)
 
 
 def _status(status: Status) -> Iterator[tuple[str, str]]:

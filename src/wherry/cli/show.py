@@ -12,7 +12,6 @@ from wherry.cli import options
 
 if TYPE_CHECKING:
     from wherry.core.api import RunDetail
-    from wherry.core.job import JobSpec
     from wherry.core.run import File, Rank, Run
 
 _MANY = 20  # ranks, metrics, events shown to a person
@@ -42,7 +41,7 @@ def show(ref: str, on: str, as_json: bool) -> None:
 
 def _fields(detail: RunDetail, files: list[File]) -> Iterator[tuple[str, str]]:
     from wherry.cli.output import ago, duration, number
-    from wherry.cli.words import command_line, seconds
+    from wherry.cli.words import command_line, environment, seconds
     from wherry.core.job import format_bytes
 
     run, now = detail.run, time.time()
@@ -52,7 +51,7 @@ def _fields(detail: RunDetail, files: list[File]) -> Iterator[tuple[str, str]]:
     yield "why", _why(run)
     yield "command", command_line(run.spec)
     yield "where", run.spec.code.in_place or (f"a copy of {run.spec.code.bundle[:12]}")
-    yield "environment", _environment(run.spec)
+    yield "environment", environment(run.spec)
     yield "ranks", _ranks(run)
     yield "created", ago(run.created, now)
     yield "took", duration(seconds(run, now))
@@ -72,7 +71,7 @@ def _fields(detail: RunDetail, files: list[File]) -> Iterator[tuple[str, str]]:
         yield "files", f"{len(files)}, {size}: wherry files {run.id}"
     yield (
         "events",
-        _some([f"{ago(e.time, now)}: {e.kind} {e.message}".strip() for e in detail.events]),
+        _some([f"{ago(e.time, now)}: {e.message or e.kind}" for e in detail.events]),
     )
     yield "log", f"wherry logs {run.id}"
     yield "again", f"wherry run --from {run.id}"
@@ -88,14 +87,11 @@ def _why(run: Run) -> str:
     return "\n".join(lines)
 
 
-def _environment(spec: JobSpec) -> str:
-    environment = spec.environment
-    return "  ".join(word for word in (environment.origin, environment.python) if word)
-
-
 def _ranks(run: Run) -> str:
     spec = run.spec
-    size = f"{spec.workers} workers x {spec.processes} processes" if spec.world_size > 1 else ""
+    size = f"{spec.world_size}" if spec.world_size > 1 else ""
+    if spec.processes > 1:
+        size += f" ({spec.workers} workers x {spec.processes} processes)"
     asked = [
         f"{name} {amount:g}"
         for name, amount in (("cpu", spec.resources.cpu), ("gpu", spec.resources.gpu))

@@ -9,8 +9,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
-import msgspec
-
 from wherry.cli.output import Column, ago, duration, state_style
 from wherry.core.api import Planned
 from wherry.core.job import JobSpec
@@ -51,6 +49,12 @@ def command_line(spec: JobSpec) -> str:
     return f"{spec.call.name or 'a function'}()" if spec.call else ""
 
 
+def environment(spec: JobSpec) -> str:
+    """Which rung of the ladder, and the Python."""
+    origin, python = spec.environment.origin, spec.environment.python
+    return origin if python in origin else f"{origin}, Python {python}".strip(", ")
+
+
 def columns(now: float) -> list[Column]:
     """A list of runs, for people."""
     return [
@@ -71,14 +75,7 @@ def plan(planned: Planned) -> Iterator[tuple[str, str]]:
     yield "name", spec.name
     yield "command", command_line(spec)
     yield "where", spec.code.in_place or f"a copy of {spec.code.bundle[:12]}"
-    environment = spec.environment
-    yield (
-        "environment",
-        "  ".join(
-            word for word in (environment.kind, environment.origin, environment.python) if word
-        ),
-    )
+    yield "environment", environment(spec)
     yield "ranks", str(spec.world_size)
     yield "back end", planned.backend
-    for name, value in planned.plan.items():
-        yield name, value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    yield "in full", "wherry run --dry-run --json"
