@@ -30,8 +30,9 @@ NEVER = frozenset(
 )
 #: A folder with this file is a virtual environment, whatever its name.
 VENV_MARK = "pyvenv.cfg"
-#: Larger files are not searched for tokens: people write secrets into small ones.
-SCAN_LIMIT = 256 * 1024
+#: Larger files are not searched for tokens: people write secrets into small ones, and the search
+#: costs more than the digest.
+SCAN_LIMIT = 64 * 1024
 
 _SECRET_PATH = re.compile(
     r"""(?:^|/)(?:
@@ -47,15 +48,18 @@ _SECRET_PATH = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 
-# What a token starts with, searched first: bytes.find is ten times a regular expression's speed.
+# What a token starts with is searched first: several times faster than the expression.
 _TOKENS: tuple[tuple[bytes, re.Pattern[bytes], str], ...] = tuple(
     (prefix, re.compile(pattern), what)
     for prefix, pattern, what in (
         (b"AKIA", rb"\bAKIA(?![A-Z0-9]{9}EXAMPLE)[A-Z0-9]{16}\b", "an AWS key"),
         (b"ASIA", rb"\bASIA(?![A-Z0-9]{9}EXAMPLE)[A-Z0-9]{16}\b", "an AWS key"),
-        (b"PRIVATE KEY-----", rb"(?m)^\s*-----BEGIN [A-Z ]*PRIVATE KEY-----\s*$", "a private key"),
-        (b"PRIVATE KEY-----", rb"BEGIN [A-Z ]*PRIVATE KEY-----\\n[\w+/]{20}", "a private key"),
-        (b"gh", rb"\bgh[pousr]_[A-Za-z0-9]{36}", "a GitHub token"),
+        (
+            b"PRIVATE KEY-----",  # in a file of its own, or within a string of JSON or Python
+            rb"(?m)BEGIN [A-Z ]*PRIVATE KEY-----(?:\s*$|\\n[\w+/]{20})",
+            "a private key",
+        ),
+        (b"ghp_", rb"\bghp_[A-Za-z0-9]{36}", "a GitHub token"),
         (b"github_pat_", rb"\bgithub_pat_[A-Za-z0-9_]{50}", "a GitHub token"),
         (b"hf_", rb"\bhf_[A-Za-z0-9]{34}\b", "a Hugging Face token"),
         (b"sk-", rb"\bsk-(?:proj-|svcacct-|ant-)?[A-Za-z0-9_-]{32}", "an API key (sk-…)"),
