@@ -6,7 +6,8 @@ What a page shows is run, in order, in one empty folder with a home of its own:
 * a fenced block whose info string has a second word, ```` ```python train.py ````, is a file: it is
   written there;
 * a ``python`` block without one is run;
-* in a ``console`` block the lines that begin with ``$`` are run by bash; the others are what comes.
+* in a ``console`` block the lines that begin with ``$`` are run by bash; the others must be among
+  what they print, where ``...`` stands for anything.
 
 Every command must exit with 0. A comment before a block changes that::
 
@@ -47,6 +48,16 @@ class Block:
         """What a reader would type, each command whole."""
         text = self.body.replace("\\\n", " ")
         return [line[2:] for line in text.splitlines() if line.startswith("$ ")]
+
+    def missing(self, output: str) -> list[str]:
+        """The lines that the block shows and that are not in the output."""
+        shown = [line for line in self.body.splitlines() if not line.startswith(("$ ", "    "))]
+        printed = [line.rstrip() for line in output.splitlines()]
+        return [
+            line
+            for line in shown
+            if not any(re.fullmatch(re.escape(line).replace(r"\.\.\.", ".*"), p) for p in printed)
+        ]
 
 
 def blocks(page: Path) -> list[Block]:

@@ -73,11 +73,15 @@ def test_what_a_page_shows_works(page: Path, tmp_path: Path, environ: dict[str, 
             commands = [["bash", "-c", command] for command in block.commands]
         else:
             continue
+        printed = ""
         for number, command in enumerate(commands, start=1):
             status, output = run(command, folder, environ)
             expected = block.status if number == len(commands) else 0
             said = f"{name(page)}:{block.line}: {command[-1]}\nexited with {status}\n{output}"
             assert status == expected, said
+            printed += output
+        if block.kind == "console":
+            assert block.missing(printed) == [], f"{name(page)}:{block.line}: printed\n{printed}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
