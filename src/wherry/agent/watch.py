@@ -6,6 +6,7 @@ Started by ``agent.main`` when the program runs: reports, event files, and the u
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import traceback
@@ -66,5 +67,5 @@ def event_folders(cwd: Path, output: Path, argv: list[str], rank: int) -> list[P
         return [output]
     words = [part for word in argv for part in (word, word.partition("=")[2])]
     named = [cwd / word for word in words if word and not word.startswith("-")]
-    outside = [p for p in named if p.is_dir() and cwd not in p.resolve().parents]
+    outside = [p for p in named if os.path.isdir(p) and cwd not in p.resolve().parents]
     return list(dict.fromkeys([output, cwd, *outside]))
