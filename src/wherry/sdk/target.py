@@ -45,10 +45,14 @@ def find_target(words: tuple[str, ...], folder: Path) -> Target:
     """
     if not words:
         return Target(folder=folder)
+    if _is_job_file(folder / words[0]):
+        return _job_file(words[0], words[1:], folder)
+    return _command(words, folder)
+
+
+def _command(words: tuple[str, ...], folder: Path) -> Target:
     first, rest = words[0], words[1:]
     path = folder / first
-    if path.suffix in files.FORMATS and not os.access(path, os.X_OK):
-        return _job_file(path, first, rest, folder)
     if first == "-m":
         if not rest:
             raise InvalidSpec("-m needs the name of a module", hint="wherry run -m package.train")
@@ -79,11 +83,16 @@ def _python(words: tuple[str, ...], folder: Path) -> Target:
     """``python x.py`` in a job file, or out of habit."""
     target = Target(command=("python", *words[1:]), folder=folder, name="python")
     if len(words) > 1 and (words[1] == "-m" or words[1].endswith(".py")):
-        return replace(find_target(words[1:], folder), command=target.command)
+        return replace(_command(words[1:], folder), command=target.command)
     return target
 
 
-def _job_file(path: Path, word: str, rest: tuple[str, ...], folder: Path) -> Target:
+def _is_job_file(path: Path) -> bool:
+    return path.suffix in files.FORMATS and not os.access(path, os.X_OK)
+
+
+def _job_file(word: str, rest: tuple[str, ...], folder: Path) -> Target:
+    path = folder / word
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError:
@@ -92,11 +101,11 @@ def _job_file(path: Path, word: str, rest: tuple[str, ...], folder: Path) -> Tar
         raise InvalidSpec(f"{word}: {error}") from None
     job = files.load(text, format=files.FORMATS[path.suffix], source=word)
     command = tuple(job.get("command", ()))
-    if not command and not job.get("call"):
+    if not command:
         raise InvalidSpec(f"{word}: the job has no command", hint="command: python train.py")
-    target = find_target((*command, *rest), folder)
-    if target.job:
+    if _is_job_file(folder / command[0]):
         raise InvalidSpec(f"{word}: its command is a job file again: {command[0]}")
+    target = _command((*command, *rest), folder)
     return replace(target, job=job, name=str(job.get("name") or path.stem))
 
 
