@@ -108,7 +108,8 @@ def listen(home: Path) -> socket.socket:
     remembered = home / "port"
     last = int(remembered.read_text()) if remembered.exists() else 0
     for port in (wanted,) if wanted else (last, 0):
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        # The protocol by name: asyncio turns Nagle's wait (40 ms an answer) off for no other.
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(("127.0.0.1", port))
