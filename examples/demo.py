@@ -48,7 +48,8 @@ for phase, words in PHASES.items():
     print(f"{phases.get(phase, 0):7.2f} s  {words}")
 print("\nTry next:")
 for words in ("show last", "metrics last --rank 0 accuracy", "run --from last --workers 1"):
-    print(f"  WHERRY_HOME={HOME} {Path(sys.executable).relative_to(ROOT).parent}/wherry {words}")
+    wherry_here = os.path.relpath(Path(sys.executable).with_name("wherry"))
+    print(f"  WHERRY_HOME={HOME} {wherry_here} {words}")
 subprocess.run([*WHERRY, "down"], check=False, stderr=subprocess.DEVNULL)
 if accuracy < GOAL:
     sys.exit(f"error: accuracy {accuracy:.3f} is below {GOAL}")

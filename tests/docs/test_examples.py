@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,65 +13,58 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-WHERRY = [sys.executable, "-m", "wherry.cli.main"]
-Wherry = Callable[..., str]
+Call = Callable[..., str]
 
 
 @pytest.fixture
-def wherry(tmp_path: Path) -> Iterator[Wherry]:
-    """Runs the command line in a home of its own; gives what it printed."""
-    environ = {k: v for k, v in os.environ.items() if not k.startswith(("WHERRY_", "PYTEST_"))}
-    environ["WHERRY_HOME"] = str(tmp_path / "home")
+def checkout(tmp_path: Path) -> Path:
+    """A folder with the examples in it, and nothing else."""
+    shutil.copytree(ROOT / "examples", tmp_path / "checkout" / "examples")
+    return tmp_path / "checkout"
 
-    def call(*words: str) -> str:
+
+@pytest.fixture
+def call(checkout: Path) -> Iterator[Call]:
+    """Runs a Python program in the checkout and gives what it printed."""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(("WHERRY_", "PYTEST_"))}
+    home = checkout / ".cache" / "demo-home"
+
+    def call(*words: str, status: int = 0) -> str:
         done = subprocess.run(
-            [*WHERRY, *words],
-            cwd=ROOT, env=environ, stdin=subprocess.DEVNULL, text=True,
-            capture_output=True, timeout=240, check=False,
+            [sys.executable, *words],
+            cwd=checkout, env={**environ, "WHERRY_HOME": str(home)}, stdin=subprocess.DEVNULL,
+            text=True, capture_output=True, timeout=240, check=False,
         )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == status, done.stdout + done.stderr
         return done.stdout
 
     yield call
-    call("down")
+    call("-m", "wherry.cli.main", "down")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_digits_reaches_its_accuracy_on_any_number_of_workers(
-    workers: int, wherry: Wherry, tmp_path: Path
+    workers: int, call: Call, checkout: Path
 ) -> None:
-    wherry("run", "--workers", str(workers), "examples/digits_xgboost.py", "--rounds", "30")
-    detail = json.loads(wherry("show", "last", "--json"))
+    wherry = ("-m", "wherry.cli.main")
+    script = ("examples/digits_xgboost.py", "--rounds", "30")
+    call(*wherry, "run", "--workers", str(workers), *script)
+    detail = json.loads(call(*wherry, "show", "last", "--json"))
     accuracy = [metric["last"] for metric in detail["metrics"] if metric["name"] == "accuracy"]
     assert len(accuracy) == workers
     assert min(accuracy) >= 0.95
     assert max(accuracy) == min(accuracy), "the workers have grown different trees"
-    wherry("get", "last", "--to", str(tmp_path / "model"))
-    assert (tmp_path / "model" / "digits.ubj").stat().st_size > 10_000
+    call(*wherry, "get", "last", "--to", "model")
+    assert (checkout / "model" / "digits.ubj").stat().st_size > 10_000
 
 
 @pytest.mark.slow
-def test_the_demo_ends_well_and_leaves_nothing_running(tmp_path: Path) -> None:
-    copy = tmp_path / "checkout"
-    (copy / "examples").mkdir(parents=True)
-    for example in (ROOT / "examples").glob("*.py"):
-        (copy / "examples" / example.name).write_bytes(example.read_bytes())
-    environ = {k: v for k, v in os.environ.items() if not k.startswith(("WHERRY_", "PYTEST_"))}
-    done = subprocess.run(
-        [sys.executable, "examples/demo.py"],
-        cwd=copy, env=environ, stdin=subprocess.DEVNULL, text=True,
-        capture_output=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    model = next(line.split()[1] for line in done.stdout.splitlines() if line.startswith("model"))
-    assert (copy / model).is_file()
-    status = subprocess.run(
-        [*WHERRY, "status"],
-        env={**environ, "WHERRY_HOME": str(copy / ".cache/demo-home")},
-        capture_output=True, check=False,
-    )  # fmt: skip
-    assert status.returncode == 6, "the control plane was left running"
+def test_the_demo_ends_well_and_leaves_nothing_running(call: Call, checkout: Path) -> None:
+    said = call("examples/demo.py")
+    model = next(line.split()[1] for line in said.splitlines() if line.startswith("model"))
+    assert (checkout / model).is_file()
+    call("-m", "wherry.cli.main", "status", status=6)
 
 
 def test_every_example_is_tried_above() -> None:
