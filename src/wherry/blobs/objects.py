@@ -31,6 +31,8 @@ _PIECE = 2**20  # bytes: the most that ``get`` gives at once
 _PART = 4 * 2**20  # bytes: a smaller blob is stored in one call, a larger one in such parts
 _ABANDONED = 3600.0  # seconds: a partial file that nobody wrote to for so long is a crash's
 _PARTIAL = re.compile(r"[0-9a-f]{64}#[0-9]+")
+#: obstore has no class for them: only its words tell of ENOSPC and EDQUOT.
+_FULL = ("No space left on device", "Disk quota exceeded")
 _EMPTY = hashlib.sha256().hexdigest()
 
 
@@ -170,8 +172,7 @@ def _translated(digest: str = "") -> Iterator[None]:
     except FileNotFoundError:
         raise NotFound(f"there is no blob {digest}") from None
     except (OSError, BaseError) as error:
-        # obstore has no class for it: only its words tell.
-        if "No space left" in str(error):
+        if any(words in str(error) for words in _FULL):
             raise StorageFull(
                 "no space is left for blobs", hint="free some, or: wherry prune --days 30"
             ) from error

@@ -30,7 +30,6 @@ from wherry.errors import Conflict, InvalidInput, StorageFull, Unavailable, Wher
 
 _COPY_PAGES = 1024  # pages of a backup between two chances for others to write
 _PRAGMAS = (
-    "PRAGMA busy_timeout=5000",
     "PRAGMA locking_mode=EXCLUSIVE",
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=FULL",
@@ -99,12 +98,13 @@ class Database:
         if not self._sqlite:
             raise Unavailable(f"{self.name} is not copied from here", hint="use pg_dump")
         partial = path.with_name(path.name + ".partial")
-        partial.unlink(missing_ok=True)
         try:
+            partial.unlink(missing_ok=True)
             with self._guard, self._translated(), self._engine.connect() as connection:
                 source = connection.connection.driver_connection
                 assert isinstance(source, sqlite3.Connection)
                 with contextlib.closing(sqlite3.connect(partial)) as target:
+                    target.execute("PRAGMA journal_mode=OFF")  # what fails is thrown away
                     source.backup(target, pages=_COPY_PAGES, progress=self._give_way)
             os.replace(partial, path)
         except OSError as error:
