@@ -16,11 +16,12 @@ import os
 import warnings
 from contextlib import nullcontext
 
-import wherry
 import xgboost as xgb
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from xgboost.tracker import RabitTracker
+
+import wherry
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--rounds", type=int, default=60)
