@@ -396,6 +396,24 @@ def test_ctrl_c_in_a_terminal_is_a_key_for_the_script_and_twice_stops_the_run(
     assert termios.tcgetattr(driver.slave) == driver.before
 
 
+def test_ctrl_z_pauses_the_script_and_fg_goes_on(drive: Callable[..., Driver]) -> None:
+    driver = drive(tty=True)
+    agent = Agent(driver.path)
+    agent.out(b"ready")
+    driver.see("ready")
+    driver.press(b"\x1a")
+    assert json.loads(agent.read_until(protocol.ATTACH_SIGNAL)) == {"signal": signal.SIGSTOP}
+    os.waitid(os.P_PID, driver.process.pid, os.WSTOPPED)
+    assert termios.tcgetattr(driver.slave) == driver.before
+    driver.process.send_signal(signal.SIGCONT)
+    assert json.loads(agent.read_until(protocol.ATTACH_SIGNAL)) == {"signal": signal.SIGCONT}
+    agent.read_until(protocol.ATTACH_RESIZE)
+    driver.press(b"x")
+    assert agent.next() == (protocol.ATTACH_IN, b"x")
+    agent.end()
+    driver.finish()
+
+
 def test_ctrl_backslash_in_a_terminal_detaches_and_restores_it(
     drive: Callable[..., Driver],
 ) -> None:

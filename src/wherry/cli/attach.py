@@ -67,6 +67,7 @@ class Peer:
         self.socket = connection
         self.rank = -1
         self.attempt = 0
+        self.tty = False  #: whether its program has our terminal
         self.ended: dict[str, Any] | None = None
         self._inbox = bytearray()
         self._outbox = bytearray()

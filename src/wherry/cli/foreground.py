@@ -34,7 +34,7 @@ TWICE = 5.0  # seconds within which a second Ctrl-C stops the run
 DRAIN = 1.0  # seconds for output to arrive after the control plane has said that the run is over
 UNATTACHED = 10.0  # seconds that a running run may take to attach
 _STDIN_AHEAD = 1 << 18  # bytes of stdin read ahead of the script
-_HANDLED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGWINCH", "SIGTSTP")
+_HANDLED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGWINCH", "SIGTSTP", "SIGCONT")
 _SUSPEND, _DETACH, _INTERRUPT = b"\x1a", b"\x1c", b"\x03"
 
 
@@ -237,14 +237,14 @@ class Foreground:
             self._screen.say(f"{self._run.name}: attempt {peer.attempt}")
         self._attempt = max(self._attempt, peer.attempt)
         self._attached = self._watcher.attached = True
-        raw = self._tty and self._terminal.mine()
-        if raw:
+        peer.tty = self._tty and self._terminal.mine()
+        if peer.tty:
             self._terminal.make_raw()
         peer.send_json(
             protocol.ATTACH_START,
             {
                 "env": dict(os.environ),
-                "tty": self._terminal.size() if raw else None,
+                "tty": self._terminal.size() if peer.tty else None,
                 "stdin": peer.rank == 0 and self._stdin_open,
             },
         )
@@ -324,7 +324,7 @@ class Foreground:
         before = {
             number: signal.signal(number, lambda got, _: self._signals.append(got))
             for number in numbers
-            if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGWINCH
+            if signal.getsignal(number) is not signal.SIG_IGN  # as nohup asks
         }
         previous = signal.set_wakeup_fd(self._wake_in.fileno(), warn_on_full_buffer=False)
         try:
@@ -350,6 +350,8 @@ class Foreground:
             self._screen.say(f"detached; {self._goes_on()}")
         elif number == signal.SIGTSTP:
             self._suspend()
+        elif number == signal.SIGCONT:
+            self._resume()
         elif number == signal.SIGWINCH and self._terminal.raw:
             for peer in self._peers:
                 peer.send_json(protocol.ATTACH_RESIZE, self._terminal.size())
@@ -387,17 +389,18 @@ class Foreground:
         )  # fmt: skip
 
     def _suspend(self) -> None:
-        """Ctrl-Z: the script pauses and the shell comes back, until ``fg``."""
-        raw = self._terminal.raw
+        """Ctrl-Z: the script pauses and the shell comes back, until ``fg`` or ``bg``."""
         for peer in self._peers:
             peer.send_json(protocol.ATTACH_SIGNAL, {"signal": int(signal.SIGSTOP)})
         self._terminal.restore()
         os.kill(os.getpid(), signal.SIGSTOP)
-        if raw and self._terminal.mine():
-            self._terminal.make_raw()
+
+    def _resume(self) -> None:
+        """We were continued, or brought to the foreground: so is the script."""
         for peer in self._peers:
             peer.send_json(protocol.ATTACH_SIGNAL, {"signal": int(signal.SIGCONT)})
-            if raw:
+            if peer.tty and peer.ended is None and self._terminal.mine():
+                self._terminal.make_raw()
                 peer.send_json(protocol.ATTACH_RESIZE, self._terminal.size())
 
     # --- words
