@@ -33,7 +33,6 @@ _PRAGMAS = (
     "PRAGMA locking_mode=EXCLUSIVE",
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=FULL",
-    "PRAGMA foreign_keys=ON",
     "PRAGMA journal_size_limit=67108864",
 )
 
@@ -83,6 +82,15 @@ class Database:
             with self._engine.begin() as connection:
                 yield connection
 
+    def enforce_references(self) -> None:
+        """
+        From now on a row goes with the row that it belongs to. Not before a migration is done: to
+        change a table SQLite makes it anew, and dropping the old one would empty those below it.
+        """
+        if self._sqlite:
+            with self._guard, self._engine.connect() as connection:
+                _driver(connection).execute("PRAGMA foreign_keys=ON")
+
     def close(self) -> None:
         """Let go. Again: no error."""
         with self._guard:
@@ -101,10 +109,9 @@ class Database:
         try:
             partial.unlink(missing_ok=True)
             with self._guard, self._translated(), self._engine.connect() as connection:
-                source = connection.connection.driver_connection
-                assert isinstance(source, sqlite3.Connection)
                 with contextlib.closing(sqlite3.connect(partial)) as target:
                     target.execute("PRAGMA journal_mode=OFF")  # what fails is thrown away
+                    source = _driver(connection)
                     source.backup(target, pages=_COPY_PAGES, progress=self._give_way)
             os.replace(partial, path)
         except OSError as error:
@@ -138,6 +145,12 @@ class Database:
         if code.startswith("SQLITE_BUSY"):
             return Unavailable(f"{self.name} is open in another process", hint="see: wherry status")
         return Unavailable(f"{self.name}: {error}")
+
+
+def _driver(connection: Connection) -> sqlite3.Connection:
+    found = connection.connection.driver_connection
+    assert isinstance(found, sqlite3.Connection)
+    return found
 
 
 def _sqlite_engine(url: str, file: str) -> Engine:

@@ -49,6 +49,7 @@ class SqlStore:
         try:
             with database.transaction() as connection:
                 prepare(connection, database.name)
+            database.enforce_references()
         except BaseException:
             database.close()
             raise
