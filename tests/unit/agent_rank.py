@@ -146,7 +146,7 @@ class Rank:
         os.kill(self.process.pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        """SIGKILL to the agent and all that carries its mark. For the end of a test: again: fine."""
+        """SIGKILL to the agent and all that carries its mark. Again: no error."""
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()

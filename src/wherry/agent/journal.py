@@ -55,7 +55,8 @@ class Journal:
         self.acked = 0
         self.last = 0  #: the newest frame's number
         self._sealed: deque[tuple[int, Path, int]] = deque()  # last seq, file, bytes
-        self._size = 0
+        self._size = 0  # of the newest segment
+        self._sent = 0  # bytes at its beginning that are acknowledged
         self._memory: deque[_Frame] = deque()
         self._in_memory = 0
         self._dropped = [0, 0, 0]  # bytes and lines of output, other frames
@@ -98,13 +99,14 @@ class Journal:
         """The control plane has everything up to ``seq``: forget it."""
         with self._lock:
             self.acked = max(self.acked, min(seq, self.last))
-            while self._sealed and self._sealed[0][0] <= self.acked:
-                self._unlink(self._sealed.popleft()[1])
+            self._forget_segments()
             while self._memory and self._memory[0][0] <= self.acked:
                 self._in_memory -= len(self._memory.popleft()[1])
+            if self._cursor and self._cursor[0] == self.acked + 1:
+                self._sent = self._cursor[2] if self._cursor[1].name == "journal" else 0
             if self.acked == self.last and self._size > SEGMENT // 4:
                 os.ftruncate(self._fd, 0)
-                self._size, self._cursor = 0, None
+                self._size, self._sent, self._cursor = 0, 0, None
             # Written over in place: this needs no room on a full disk.
             with contextlib.suppress(OSError):
                 os.pwrite(self._acked_fd, b"%020d" % self.acked, 0)
@@ -115,21 +117,25 @@ class Journal:
         return self.acked < self.last
 
     # --- writing
-    def _append(self, kind: int, payload: bytes, when: float) -> None:
+    def _append(self, kind: int, payload: bytes, when: float) -> bool:
+        """Whether the frame was kept."""
         frame = protocol.frame(kind, self.last + 1, when, payload)
         output = kind == protocol.LOG
-        if output and self._spooled() + len(frame) > self._limit:
-            self._drop(payload)
-        elif not self._memory and self._write(frame):
+        fits = not output or self._spooled() + len(frame) <= self._limit
+        if fits and not self._memory and self._write(frame):
             self.last += 1
-        elif output:
-            self._drop(payload)
-        elif self._in_memory + len(frame) > MEMORY and kind != protocol.EXIT:
+            return True
+        if output:
+            self._dropped[0] += len(payload) - 1
+            self._dropped[1] += payload.count(b"\n")
+            return False
+        if self._in_memory + len(frame) > MEMORY and kind != protocol.EXIT:
             self._dropped[2] += 1
-        else:
-            self.last += 1
-            self._memory.append((self.last, frame))
-            self._in_memory += len(frame)
+            return False
+        self.last += 1
+        self._memory.append((self.last, frame))
+        self._in_memory += len(frame)
+        return True
 
     def _write(self, frame: bytes) -> bool:
         try:
@@ -152,15 +158,22 @@ class Journal:
         seq = protocol.HEADER.unpack(first)[2]
         path = self._folder / f"journal.{seq}"
         os.rename(self._folder / "journal", path)
-        self._sealed.append((self.last, path, self._size))
+        self._sealed.append((self.last, path, self._size - self._sent))
         if self._cursor and self._cursor[1].name == "journal":
             self._cursor = self._cursor[0], path, self._cursor[2]
         os.close(self._fd)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
         self._fd = os.open(self._folder / "journal", flags, 0o600)
-        self._size = 0
+        self._size = self._sent = 0
+        self._forget_segments()
+
+    def _forget_segments(self) -> None:
         while self._sealed and self._sealed[0][0] <= self.acked:
-            self._unlink(self._sealed.popleft()[1])
+            _, path, _ = self._sealed.popleft()
+            if self._cursor and self._cursor[1] == path:
+                self._cursor = None
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def _has_room(self) -> bool:
         """Whether output is kept again; first moves to the disk what waits in memory."""
@@ -169,20 +182,18 @@ class Journal:
         # Some room beyond the limit, or every line would be followed by a line about it.
         return not self._memory and self._spooled() < self._limit * 3 // 4
 
-    def _drop(self, payload: bytes) -> None:
-        self._dropped[0] += len(payload) - 1
-        self._dropped[1] += payload.count(b"\n")
-
     def _confess(self) -> None:
-        size, lines, others = self._dropped
-        self._dropped = [0, 0, 0]
+        """Say how much was not kept, once there is room to say it."""
+        before, self._dropped = self._dropped, [0, 0, 0]
+        size, lines, others = before
         also = f" and {others} other reports" if others else ""
         text = f"{size} bytes ({lines} lines) of output{also} were not kept: there was no room\n"
-        frame = bytes([protocol.SYSTEM]) + text.encode()
-        self._append(protocol.LOG, frame, time.time())
+        if not self._append(protocol.LOG, bytes([protocol.SYSTEM]) + text.encode(), time.time()):
+            self._dropped = before
 
     def _spooled(self) -> int:
-        return sum(size for _, _, size in self._sealed) + (self._size if self.unsent else 0)
+        """Bytes on disk that are not acknowledged."""
+        return sum(size for _, _, size in self._sealed) + self._size - self._sent
 
     # --- reading
     def _read_disk(self, limit: int) -> tuple[bytes, int]:
@@ -217,11 +228,6 @@ class Journal:
                     self._size = len(data)
                 else:
                     self._sealed.append((last, path, len(data)))
-
-    @staticmethod
-    def _unlink(path: Path) -> None:
-        with contextlib.suppress(OSError):
-            path.unlink()
 
 
 def _skip(path: Path, seq: int) -> int:

@@ -87,12 +87,12 @@ class Supervisor:
     def _serve(self, source: Any, events: int) -> None:
         if source is self._wake:
             self._wake.clear()
-        elif source is self._terminal:
+        elif isinstance(source, Terminal):
             self._serve_terminal(events)
         else:
             if events & selectors.EVENT_WRITE:
                 self._write_stdin()
-            if events & selectors.EVENT_READ:
+            if events & selectors.EVENT_READ and source in self._program.streams:
                 self._read(source)
 
     def _over(self) -> bool:
@@ -195,7 +195,8 @@ class Supervisor:
 
     # --- input and the terminal
     def _serve_terminal(self, events: int) -> None:
-        assert self._terminal
+        if self._terminal is None:  # it went away earlier in this round
+            return
         with self._while_there():
             if events & selectors.EVENT_WRITE:
                 self._terminal.flush()
@@ -253,7 +254,7 @@ class Supervisor:
             yield
         except TerminalGone:
             assert self._terminal
-            self._selector.unregister(self._terminal)
+            self._watch(self._terminal, 0)
             self._terminal.close()
             self._terminal = None
             self._stdin_ends = True

@@ -249,6 +249,7 @@ class _Handler(BaseHTTPRequestHandler):
         sink = self.server.sink
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if sink.mode == "offline":
+            sink.notify()
             self.close_connection = True
             return
         try:
