@@ -76,11 +76,8 @@ class Database:
         :raises StorageFull: :raises Conflict: for a row that exists. :raises Unavailable: for all
             else that the database cannot do.
         """
-        with self._guard, self._translated():
-            if self._closed:
-                raise Unavailable(f"{self.name} is closed")
-            with self._engine.begin() as connection:
-                yield connection
+        with self._connected() as connection, connection.begin():
+            yield connection
 
     def enforce_references(self) -> None:
         """
@@ -88,7 +85,7 @@ class Database:
         change a table SQLite makes it anew, and dropping the old one would empty those below it.
         """
         if self._sqlite:
-            with self._guard, self._engine.connect() as connection:
+            with self._connected() as connection:
                 _driver(connection).execute("PRAGMA foreign_keys=ON")
 
     def close(self) -> None:
@@ -108,11 +105,13 @@ class Database:
         partial = path.with_name(path.name + ".partial")
         try:
             partial.unlink(missing_ok=True)
-            with self._guard, self._translated(), self._engine.connect() as connection:
-                with contextlib.closing(sqlite3.connect(partial)) as target:
-                    target.execute("PRAGMA journal_mode=OFF")  # what fails is thrown away
-                    source = _driver(connection)
-                    source.backup(target, pages=_COPY_PAGES, progress=self._give_way)
+            with (
+                self._connected() as connection,
+                contextlib.closing(sqlite3.connect(partial)) as target,
+            ):
+                target.execute("PRAGMA journal_mode=OFF")  # what fails is thrown away
+                source = _driver(connection)
+                source.backup(target, pages=_COPY_PAGES, progress=self._give_way)
             os.replace(partial, path)
         except OSError as error:
             raise Unavailable(f"the backup cannot be written: {error}") from None
@@ -123,6 +122,14 @@ class Database:
         self._lock.release()
         time.sleep(0.0005)  # a thread that waits gets the lock only if this one lingers
         self._lock.acquire()
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        with self._guard, self._translated():
+            if self._closed:
+                raise Unavailable(f"{self.name} is closed")
+            with self._engine.connect() as connection:
+                yield connection
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
