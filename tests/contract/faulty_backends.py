@@ -81,15 +81,22 @@ class LaunchesAgainAfterTheEnd(Faulty):
         super().launch(plan)
 
 
-class RemembersLaunchesByItself(Faulty):
+class ChecksThenActs(Faulty):
     CATCHES = "test_objects_that_race_to_launch_launch_once"
+    seconds: ClassVar[list[LocalBackend]] = []
 
     def launch(self, plan: Plan) -> None:
-        known = self.__dict__.setdefault("known", set())
-        if plan.request.attempt not in known:
-            known.add(plan.request.attempt)
-            self.forget(plan.request.attempt)
-            super().launch(plan)
+        if self.observe(plan.request.attempt).ranks:
+            return
+        time.sleep(0.1)  # all who race are here now
+        second = LocalBackend(self._home / "races" / str(id(self)), agent=self._agent)
+        self.seconds.append(second)
+        second.launch(second.plan(plan.request))
+
+    def forget(self, attempt: AttemptId) -> None:
+        for second in self.seconds:
+            second.forget(attempt)
+        super().forget(attempt)
 
 
 class LaunchesOneRankOnly(Faulty):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from wherry.agent import package
 from wherry.backends.local.backend import LocalBackend
 from wherry.backends.local.cgroups import Cgroups
 from wherry.core.run import AttemptId
@@ -24,10 +23,6 @@ class LocalPlace(BackendContract):
         """The home of this test."""
         self.home = tmp_path / "home"
         return self.home
-
-    @pytest.fixture(scope="session")
-    def agent(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        return package.unpack(package.build_zip(), tmp_path_factory.mktemp("agent"))
 
     @pytest.fixture
     def backend_factory(self, agent: Path, tmp_path: Path) -> BackendFactory:

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import queue
+import re
 import subprocess
 import sys
 import threading
@@ -38,6 +39,7 @@ from wherry.core.run import AttemptId
 from wherry.errors import CapabilityMissing, StorageFull, Unavailable, WherryError
 
 POLL = 0.5  #: seconds between looks at agents that are no children of this process
+OURS = re.compile(r"[0-9a-z]+-[1-9][0-9]*")  #: names of attempts' folders
 REMIND = 1.0  #: seconds after which ``changes`` names a live attempt again
 
 
@@ -108,7 +110,7 @@ class LocalBackend:
             "incarnation": incarnation,
             "world_size": spec.world_size,
             "processes": spec.processes,
-            "spec": msgspec.to_builtins(spec),
+            "spec": msgspec.json.decode(msgspec.json.encode(spec)),
             "dir": str(folder),
             "shared_dir": str(shared),
             "cache": str(self._home / "cache"),
@@ -201,14 +203,12 @@ class LocalBackend:
                 start_new_session=True,
             )
         threading.Thread(
-            target=self._await, args=(agent, request.attempt), name="agent-end", daemon=True
+            target=_announce_end,
+            args=(agent, request.attempt, self._listeners),
+            name="agent-end",
+            daemon=True,
         ).start()
         write_agent(rank.path / "agent.json", agent.pid)
-
-    def _await(self, agent: subprocess.Popen[bytes], attempt: AttemptId) -> None:
-        agent.wait()
-        for listener in list(self._listeners):
-            listener.put(attempt)
 
     @contextlib.contextmanager
     def _allot(self, plan: Plan) -> Iterator[dict[int, tuple[str, ...]]]:
@@ -319,11 +319,7 @@ class LocalBackend:
             names = sorted(entry.name for entry in os.scandir(self._attempts) if entry.is_dir())
         except FileNotFoundError:
             return
-        for name in names:
-            with contextlib.suppress(ValueError):
-                attempt = AttemptId.parse(name)
-                if str(attempt) == name and attempt.number > 0:
-                    yield attempt
+        yield from (AttemptId.parse(name) for name in names if OURS.fullmatch(name))
 
     def capacity(self) -> Capacity | None:
         """This machine, within the limits that hold for this process."""
@@ -332,6 +328,16 @@ class LocalBackend:
 
     def _folder(self, attempt: AttemptId) -> AttemptFolder:
         return AttemptFolder(self._attempts / str(attempt), attempt)
+
+
+def _announce_end(
+    agent: subprocess.Popen[bytes],
+    attempt: AttemptId,
+    listeners: list[queue.SimpleQueue[AttemptId]],
+) -> None:
+    agent.wait()
+    for listener in list(listeners):
+        listener.put(attempt)
 
 
 def _drain(listener: queue.SimpleQueue[AttemptId], timeout: float) -> Iterator[AttemptId]:

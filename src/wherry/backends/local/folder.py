@@ -79,10 +79,10 @@ class RankFolder:
             if _alive(agent):
                 return "pending", ""
             if not self.began:  # it may have begun, and ended, since the first look
-                return "ended", f"the agent died before it began; {self._last_words()}"
+                return "ended", f"the agent died before it began{self._last_words()}"
         if self.locked:
             return "running", ""
-        return "ended", "the agent was killed"
+        return "ended", f"the agent died{self._last_words()}"
 
     @property
     def began(self) -> bool:
@@ -181,7 +181,7 @@ class RankFolder:
 
     def _last_words(self) -> str:
         lines = _read(self.path / "agent.log").strip().splitlines()
-        return lines[-1][-500:] if lines else "agent.log is empty"
+        return f": {lines[-1][-500:]}" if lines else ""
 
 
 class AttemptFolder:
