@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping
 import msgspec
 from msgspec import structs
 
-from wherry.agent.argv import params_from_argv
+from wherry.agent.argv import after_script, params_from_argv
 from wherry.backends.base import Backend, Capability
 from wherry.blobs.base import Blobs
 from wherry.control.bus import Bus
 from wherry.control.reconcile import Reconciler
 from wherry.core import admission
-from wherry.core.api import Planned, Retry, RunDetail, Stop, Submit
+from wherry.core.api import Planned, Retry, RunDetail, Stop, Submit, json_number
 from wherry.core.bundle import check_digest
 from wherry.core.ids import new_id
 from wherry.core.job import JobSpec, with_defaults
@@ -98,7 +98,10 @@ class Runs:
             run=run,
             attempts=tuple(self.store.attempts(run.id)),
             params={**run.spec.params, **self.store.params(run.id)},
-            metrics=tuple(self.store.series(run.id)),
+            metrics=tuple(
+                structs.replace(s, last=json_number(float(s.last)))
+                for s in self.store.series(run.id)
+            ),
             events=tuple(self.store.events(run.id)),
         )
 
@@ -165,7 +168,8 @@ class Runs:
         if ask.attach and Capability.ATTACH not in backend.capabilities:
             raise CapabilityMissing("this back end cannot attach a terminal of this machine")
         admission.check(spec, self.reconciler.ledgers[ask.backend].total)
-        return structs.replace(spec, params={**params_from_argv(spec.command), **spec.params})
+        said = params_from_argv(after_script(spec.command))
+        return structs.replace(spec, params={**said, **spec.params})
 
     def _require_blobs(self, spec: JobSpec) -> None:
         """The manifest is pushed after its files, so its presence vouches for them."""

@@ -149,7 +149,7 @@ class Series(Struct, frozen=True, kw_only=True):
     attempt: int
     rank: int
     count: int
-    last: float
+    last: float | str  #: a number; where it travels, one that JSON cannot hold is named
     last_step: int
     last_time: float
     min: float | None = None

@@ -140,7 +140,9 @@ class Client:
 
     def run(self, ref: str) -> RunDetail:
         """:param ref: an id, a unique prefix of one, a name (its newest run), or "last"."""
-        return self._get(f"/runs/{segment(ref)}", RunDetail)
+        found = self._get(f"/runs/{segment(ref)}", RunDetail)
+        metrics = tuple(msgspec.structs.replace(s, last=float(s.last)) for s in found.metrics)
+        return msgspec.structs.replace(found, metrics=metrics)
 
     def wait(self, ref: str, timeout: float | None = None) -> Run:
         """

@@ -66,7 +66,7 @@ def series_row(part: Series) -> dict[str, Any]:
         {
             "name": part.name,
             "count": part.count,
-            "last": None if math.isnan(part.last) else part.last,
+            "last": None if math.isnan(float(part.last)) else part.last,
             "last_step": part.last_step,
             "last_time": part.last_time,
             "min": _finite(part.min),

@@ -212,7 +212,7 @@ class ReportContract:
             part = glance(last=value, min=value, max=value)
             store.ingest([report(attempt, seq=number, series=(part,))])
             [now] = store.series(attempt.run)
-            assert now.last == value or (math.isnan(now.last) and math.isnan(value))
+            assert now.last == value or (math.isnan(float(now.last)) and math.isnan(value))
             best = None if number == 1 else 2.0
             assert (now.min, now.max) == (best, best)
 
