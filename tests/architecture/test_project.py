@@ -82,20 +82,30 @@ def test_every_module_says_why_it_exists(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
 
 
+#: Files that must name what the others must not, with the reason.
+NAMED_ON_PURPOSE = {
+    ("a registry's host", "tests/unit/test_environment_ladder.py"): "proves that it is left out",
+}
+
+
 # Each pattern has a class of one character, so that this file does not match it.
 @pytest.mark.parametrize(
     ("what", "pattern"),
     [
         ("work put off", r"\b(TO[D]O|FIX[M]E|XX[X])\b"),
-        ("a machine's path", r"[/](root|home/\w+|Users/\w+|work/main|work/shared)/"),
+        ("a machine's path", r"[/](root|home/(?!me/)\w+|Users/\w+|work/main|work/shared)/"),
         ("a registry's host", r"(pypi[.]org|python[h]osted|npm[j]s|docker[.]io)/"),
-        ("a credential", r"BEGIN [A-Z ]*PRIVATE [K]EY-----\n|\b(AKI[A](?!IOSFODNN7EXAMPLE)|ghp[_])\w{16}"),
+        (
+            "a credential",
+            r"BEGIN [A-Z ]*PRIVATE [K]EY-----\n|\b(AKI[A](?!IOSFODNN7EXAMPLE)|ghp[_])\w{16}",
+        ),
     ],
 )
 def test_no_file_holds(what: str, pattern: str) -> None:
     found = [
         f"{name}:{text.count(chr(10), 0, match.start()) + 1}: {match[0]}"
         for name, text in tracked().items()
+        if (what, name) not in NAMED_ON_PURPOSE
         for match in re.finditer(pattern, text)
     ]
     assert found == []
