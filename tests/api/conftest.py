@@ -74,14 +74,10 @@ class Plane:
     def submit(self, *command: str, key: str = "", **spec: Any) -> Run:
         """Submit and return the run."""
         ask = Submit(spec=JobSpec(command=command or ("python", "x.py"), **spec))
-        return self.answer(
-            self.http.post(
-                "/api/v1/runs",
-                content=msgspec.json.encode(ask),
-                headers={"idempotency-key": key} if key else {},
-            ),
-            Run,
-        )
+        headers = {"idempotency-key": key} if key else {}
+        response = self.http.post("/api/v1/runs", content=msgspec.json.encode(ask), headers=headers)
+        made: Run = self.answer(response, Run)
+        return made
 
     def answer(self, response: Any, kind: Any) -> Any:
         """The decoded body of a good answer."""

@@ -103,7 +103,9 @@ def test_a_file_is_seen_when_it_is_whole(plane: Plane, run: Run, agent: Agent) -
     assert got.headers["x-content-type-options"] == "nosniff"
 
 
-@pytest.mark.parametrize("path", ["../token", "..%2Ftoken", "%2e%2e/token", "/etc/passwd", "m\\..\\x"])
+@pytest.mark.parametrize(
+    "path", ["../token", "..%2Ftoken", "%2e%2e/token", "/etc/passwd", "m\\..\\x"]
+)
 def test_no_path_leads_out_of_the_runs_files(
     plane: Plane, run: Run, agent: Agent, path: str
 ) -> None:
@@ -121,7 +123,9 @@ def test_a_rank_gets_its_own_code_and_no_other_blob(plane: Plane) -> None:
     assert agent.http.get(f"/agent/v1/blobs/{sha(b'secret')}").status_code == 403
 
 
-def test_a_result_goes_out_as_bytes_that_nobody_opened(plane: Plane, run: Run, agent: Agent) -> None:
+def test_a_result_goes_out_as_bytes_that_nobody_opened(
+    plane: Plane, run: Run, agent: Agent
+) -> None:
     evil = b"cos\nsystem\n(S'touch /tmp/wherry-was-here'\ntR."
     agent.http.put(f"/agent/v1/blobs/{sha(evil)}", content=evil)
     agent.say((p.RESULT, {"digest": sha(evil)}), (p.EXIT, {"state": "succeeded", "exit_code": 0}))
@@ -156,9 +160,7 @@ def test_prune_removes_old_runs_and_blobs_that_nobody_names(
     assert plane.http.get(f"/api/v1/runs/{run.id}/files/kept").content == b"kept"
     would = plane.http.post("/api/v1/prune", json={"days": 5, "dry_run": True}).json()
     assert would["runs"] == [run.id] and plane.run(run.id)
-    gone = eventually(
-        lambda: plane.http.post("/api/v1/prune", json={"days": 5}).json()["runs"]
-    )
+    gone = eventually(lambda: plane.http.post("/api/v1/prune", json={"days": 5}).json()["runs"])
     assert gone == [run.id]
     assert plane.http.get("/api/v1/runs").json() == []
 

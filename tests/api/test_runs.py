@@ -138,8 +138,8 @@ def test_a_dead_agents_exit_that_was_left_on_disk_counts(plane: Plane) -> None:
     run = plane.submit()
     agent = plane.agent(run)
     agent.start()
-    exit = {"state": "failed", "exit_code": 7, "cause": "exit"}
-    left = agent.frames((p.EXIT, exit))
+    end = {"state": "failed", "exit_code": 7, "cause": "exit"}
+    left = agent.frames((p.EXIT, end))
     plane.backend.frames[AttemptId(run.id, 1), 0] = p.frame(p.STARTED, 1, 0.0, b"{}") + left
     plane.backend.set(AttemptId(run.id, 1), 0, "ended")
     assert plane.until(run.id, "failed").exit_code == 7
@@ -227,9 +227,7 @@ def test_a_run_is_found_by_id_prefix_name_and_last_and_removed(plane: Plane) -> 
     agent.start()
     agent.exit()
     plane.until(run.id, "succeeded")
-    assert eventually(
-        lambda: plane.http.delete(f"/api/v1/runs/{run.id}").status_code == 204
-    )
+    assert eventually(lambda: plane.http.delete(f"/api/v1/runs/{run.id}").status_code == 204)
     assert plane.http.get("/api/v1/runs").json() == []
 
 

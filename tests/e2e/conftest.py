@@ -138,5 +138,3 @@ def make_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
 @pytest.fixture
 def world(make_world: Callable[..., World]) -> World:
     return make_world()
-
-

@@ -138,10 +138,18 @@ class _Pieces:
 
 
 _decoder = msgspec.json.Decoder(Manifest)
+_FIRST = (b'{"entries"', b'{"left_out"', b"{}")  # how a manifest begins; a model rarely does
+
+
+def entries(blobs: Blobs, bundle: str) -> frozenset[str]:
+    """The digests of a bundle's files. :raises NotFound:"""
+    return frozenset(entry.digest for entry in read_manifest(blobs, bundle).entries)
 
 
 def read_manifest(blobs: Blobs, digest: str) -> Manifest:
     """The manifest of a bundle. :raises NotFound: :raises msgspec.DecodeError: not a manifest."""
     if blobs.size(digest) > 64 * 2**20:
         raise msgspec.DecodeError("too large for a manifest")
+    if not b"".join(blobs.get(digest, length=12)).startswith(_FIRST):
+        raise msgspec.DecodeError("not a manifest")
     return _decoder.decode(b"".join(blobs.get(digest)))

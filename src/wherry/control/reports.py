@@ -166,8 +166,8 @@ class _Builder:
     def report(self) -> Report | None:
         if not self.last:
             return None
-        if self.result and (exit := self.fields.get("exit")):
-            self.fields["exit"] = msgspec.structs.replace(exit, result=self.result)
+        if self.result and (end := self.fields.get("exit")):
+            self.fields["exit"] = msgspec.structs.replace(end, result=self.result)
         return Report(
             attempt=self.who.attempt,
             rank=self.who.rank,

@@ -12,7 +12,16 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
-from wherry.core.run import INFRASTRUCTURE, Attempt, Cause, Observation, Rank, RankObservation, Run, Verdict
+from wherry.core.run import (
+    INFRASTRUCTURE,
+    Attempt,
+    Cause,
+    Observation,
+    Rank,
+    RankObservation,
+    Run,
+    Verdict,
+)
 from wherry.core.states import RANK_TERMINAL, RankState, RunState
 
 

@@ -14,6 +14,7 @@ import secrets
 import shutil
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,10 @@ from wherry.backends.local.backend import LocalBackend
 from wherry.blobs.base import Blobs
 from wherry.blobs.objects import ObjectBlobs
 from wherry.control.bus import Bus
-from wherry.control.cleanup import Cleanup
+from wherry.control.cleanup import Cleanup, entries
 from wherry.control.live import Live
 from wherry.control.reconcile import Options, Reconciler
-from wherry.control.reports import Ingest, Report
+from wherry.control.reports import Ingest
 from wherry.control.runs import Runs
 from wherry.control.tokens import Tokens
 from wherry.core.api import Prune, encode
@@ -45,7 +46,7 @@ from wherry.errors import Internal, InvalidInput, NotFound, WherryError
 from wherry.server.auth import Guard
 from wherry.server.routes import admin, agents, blobs, logs, runs
 from wherry.server.services import Services
-from wherry.store.base import Store
+from wherry.store.base import Report, Store
 from wherry.store.sql import SCHEMA, SqlStore
 
 log = logging.getLogger("wherry.server")
@@ -125,6 +126,7 @@ class ControlPlane:
             bus=bus,
             reconciler=self.reconciler,
             cleanup=cleanup,
+            bundled=lru_cache(64)(lambda bundle: entries(blobs, bundle)),
             home=home,
             owner=getpass.getuser(),
             url=url,

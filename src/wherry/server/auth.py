@@ -11,6 +11,7 @@ import hmac
 from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit
 
+from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Receive, Scope, Send
 from msgspec import Struct
 
@@ -48,7 +49,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] in ("http", "websocket"):
+        if scope["type"] in (ScopeType.HTTP, ScopeType.WEBSOCKET):
             try:
                 self._admit(scope)
             except WherryError as error:
@@ -83,7 +84,7 @@ class Guard:
 
 
 async def _refuse(error: WherryError, scope: Scope, send: Send) -> None:
-    if scope["type"] == "websocket":
+    if scope["type"] is ScopeType.WEBSOCKET:
         await send({"type": "websocket.close", "code": 1008, "reason": error.code})
         return
     headers: Iterable[tuple[bytes, bytes]] = [(b"content-type", b"application/json")]

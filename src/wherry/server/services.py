@@ -5,6 +5,7 @@ What a route may call: every use case, built once by ``server.app``.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from litestar.di import NamedDependency
@@ -31,6 +32,7 @@ class Services(Struct, frozen=True, kw_only=True):
     bus: Bus
     reconciler: Reconciler
     cleanup: Cleanup
+    bundled: Callable[[str], frozenset[str]]  #: a bundle's digest → those of its files; cached
     home: Path
     owner: str
     url: str

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
@@ -20,12 +19,10 @@ from litestar.status_codes import HTTP_200_OK, HTTP_202_ACCEPTED, HTTP_204_NO_CO
 
 from wherry.agent.protocol import pack_item
 from wherry.blobs.base import Blobs
-from wherry.control.cleanup import read_manifest
 from wherry.control.reports import parse
 from wherry.control.tokens import RankIdentity
 from wherry.core.api import Digests
 from wherry.core.bundle import check_digest
-from wherry.core.job import JobSpec
 from wherry.core.states import RANK_TERMINAL
 from wherry.errors import Forbidden, StaleToken
 from wherry.server.services import Services, Wired
@@ -150,23 +147,16 @@ def _pack(blobs: Blobs, digests: tuple[str, ...]) -> Iterator[bytes]:
 def _allow(services: Services, who: RankIdentity, digests: list[str]) -> None:
     """:raises Forbidden: for a blob that is no part of the rank's run."""
     spec = services.store.run(who.attempt.run).spec
-    named = {
+    allowed = {
         spec.code.bundle,
         spec.environment.requirements,
         spec.call.payload if spec.call else "",
     }
+    if spec.code.bundle:
+        allowed |= services.bundled(spec.code.bundle)
     for digest in digests:
-        if digest not in named and digest not in _entries(services.blobs, spec):
+        if digest not in allowed:
             raise Forbidden(f"blob {digest[:80]} is no part of run {who.attempt.run}")
-
-
-def _entries(blobs: Blobs, spec: JobSpec) -> frozenset[str]:
-    return _entries_of(blobs, spec.code.bundle) if spec.code.bundle else frozenset()
-
-
-@lru_cache(maxsize=64)
-def _entries_of(blobs: Blobs, bundle: str) -> frozenset[str]:
-    return frozenset(entry.digest for entry in read_manifest(blobs, bundle).entries)
 
 
 @put("/blobs/{digest:str}", status_code=HTTP_204_NO_CONTENT, request_max_body_size=None)
