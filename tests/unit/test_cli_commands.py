@@ -255,6 +255,7 @@ def test_an_error_has_a_hint_and_its_exit_status(call: Call) -> None:
         (("run",), "wherry run script.py"),
         (("logs", "r1", "--rank", "x"), "0,3 or 2-5"),
         (("logs", "r1", "--grep", "("), "wherry logs --help"),
+        (("logs", "r1", "--invert"), "wherry logs --help"),
         (("prune", "--older-than", "soon"), "1h30m"),
         (("restore", "nosuch.tar"), "wherry backup"),
         (("context", "use", "nosuch"), "local"),

@@ -396,6 +396,17 @@ def test_ctrl_c_in_a_terminal_is_a_key_for_the_script_and_twice_stops_the_run(
     assert termios.tcgetattr(driver.slave) == driver.before
 
 
+def test_even_a_defect_leaves_the_terminal_as_it_was(drive: Callable[..., Driver]) -> None:
+    driver = drive(tty=True)
+    agent = Agent(driver.path)
+    agent.out(b"ready")
+    driver.see("ready")
+    assert termios.tcgetattr(driver.slave) != driver.before
+    agent.socket.sendall(protocol.attach_frame(protocol.ATTACH_HELLO, b"no JSON"))
+    assert b"JSONDecodeError" in driver.left()[0]
+    assert termios.tcgetattr(driver.slave) == driver.before
+
+
 def test_ctrl_z_pauses_the_script_and_fg_goes_on(drive: Callable[..., Driver]) -> None:
     driver = drive(tty=True)
     agent = Agent(driver.path)
