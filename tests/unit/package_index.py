@@ -16,7 +16,9 @@ PACKAGES: dict[str, dict[str, list[str]]] = {
     "beta": {"1.0": ["alpha>=1"]},
     "gamma": {"1.0": []},
     "tool": {"1.0": ["wherry"]},
-    "wherry": {"99.0": []},
+    "wherry": {"99.0": ["delta"]},
+    "delta": {"1.0": []},
+    "old": {"1.0": ["gamma; python_version < '3.10'"]},
 }
 
 

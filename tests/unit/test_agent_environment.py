@@ -179,7 +179,9 @@ def test_what_uvs_cache_has_needs_no_index(
     with served(index) as url:
         monkeypatch.setenv("UV_DEFAULT_INDEX", url)
         Asked(tmp_path / "first", text).build()
-    built = Asked(tmp_path / "second", text).build()
+    uv, log = counting_uv(tmp_path)
+    built = Asked(tmp_path / "second", text, uv=uv).build()
+    assert [("--offline" in call) for call in log.read_text().splitlines()] == [False, True]
     assert not built.reused and run(built, "import alpha; print(alpha.version)") == "1.0"
 
 

@@ -48,7 +48,8 @@ def test_what_is_ignored_stays_and_the_rest_travels(project: Path) -> None:
             "a.log": "",
             "keep.log": "",
             "data/big.csv": "",
-            "pkg/.gitignore": "*.tmp\n/build\n",
+            "pkg/.gitignore": "*.tmp\n/build\n!wanted.log\n",
+            "pkg/wanted.log": "",
             "pkg/x.tmp": "",
             "pkg/build/x": "",
             "pkg/deep/build/x": "",
@@ -57,7 +58,7 @@ def test_what_is_ignored_stays_and_the_rest_travels(project: Path) -> None:
     )
     assert files(project) == {
         *(".gitignore", "pyproject.toml", "train.py", "keep.log", "pkg/.gitignore"),
-        *("pkg/deep/build/x", "pkg/ünïcode \n name.py"),
+        *("pkg/wanted.log", "pkg/deep/build/x", "pkg/ünïcode \n name.py"),
     }
 
 

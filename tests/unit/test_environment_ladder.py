@@ -14,7 +14,8 @@ from tests.unit.package_index import make_index, served
 from wherry.agent.uv import find_python
 from wherry.bundle import interpreter
 from wherry.bundle.environment import Ask, Resolved, freeze, resolve, uv_path
-from wherry.bundle.interpreter import active_python, inspect, is_activated
+from wherry.bundle.declared import lacking
+from wherry.bundle.interpreter import Package, active_python, inspect, is_activated
 from wherry.bundle.requirements import flatten, portable, script_header
 from wherry.bundle.versions import choose, fits
 from wherry.errors import EnvironmentFailed, StaleLock
@@ -120,16 +121,51 @@ def activate(ladder: Ladder, *packages: str) -> Path:
     return venv
 
 
-def test_in_the_foreground_an_activated_environment_wins_over_locks_but_not_over_a_header(
+def test_in_the_foreground_an_activated_environment_wins_where_it_has_what_is_declared(
     ladder: Ladder,
 ) -> None:
     script = write_all_rungs(ladder)
-    venv = activate(ladder)
+    venv = activate(ladder, "alpha==1.0")
     assert ladder.pins(script=script, foreground=True) == ["alpha==2.0", "beta==1.0"]
     script.write_text("print()")
     environment = ladder(script=script, foreground=True).environment
     assert (environment.kind, environment.python) == ("active", f"{venv}/bin/python")
     assert ladder.pins(script=script) == ["alpha==1.0"]
+
+
+def test_an_activated_environment_that_lacks_what_is_declared_gives_way(ladder: Ladder) -> None:
+    script = write_all_rungs(ladder)
+    script.write_text("print()")
+    activate(ladder)
+    assert ladder.pins(script=script, foreground=True) == ["alpha==1.0"]
+    (ladder.root / "uv.lock").unlink()
+    assert ladder.pins(script=script, foreground=True) == ["gamma==1.0"]
+    (ladder.root / "requirements.txt").unlink()
+    assert ladder(script=script, foreground=True).environment.kind == "active"
+
+
+@pytest.mark.parametrize(
+    ("line", "lacks"),
+    [
+        ("alpha", False),
+        ("Alpha>=1,<2  # why", False),
+        ("alpha==1.0 --hash=sha256:00", False),
+        ("alpha>=2", True),
+        ("beta", True),
+        ("beta; python_version < '3'", False),
+        ("-r more.txt", True),
+        ("-e .", False),
+        ("--index-url https://example.org", False),
+        ("wherry[server]", False),
+    ],
+)
+def test_what_is_declared_is_held_against_what_is_installed(
+    tmp_path: Path, line: str, lacks: bool
+) -> None:
+    (tmp_path / "more.txt").write_text("gamma\n")
+    file = tmp_path / "requirements.txt"
+    file.write_text(f"# a comment\n{line}\n")
+    assert bool(lacking(file, (Package("alpha", "1.0"),))) is lacks
 
 
 def test_in_the_foreground_nothing_activated_means_the_lock(
@@ -174,6 +210,15 @@ def test_every_package_of_a_rung_is_hashed_and_the_python_is_exact(ladder: Ladde
     )
 
 
+def test_pips_settings_do_not_make_a_lock_stale(ladder: Ladder) -> None:
+    index = ladder.environ.pop("UV_DEFAULT_INDEX")
+    table = f'[[tool.uv.index]]\nurl = "{index}"\ndefault = true\n'
+    (ladder.root / "pyproject.toml").write_text(PYPROJECT.format('"gamma"') + table)
+    ladder.uv("lock")
+    ladder.environ["PIP_INDEX_URL"] = "http://127.0.0.1:9/simple"
+    assert ladder.pins() == ["gamma==1.0"]
+
+
 def test_the_project_itself_and_wherry_are_left_out_of_a_lock(ladder: Ladder) -> None:
     build = '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
     text = PYPROJECT.format('"tool", "gamma", "wherry"') + build
@@ -187,7 +232,13 @@ def test_wherry_is_left_out_of_scripts_and_requirements(ladder: Ladder) -> None:
     script.write_text(HEADER.format('"gamma", "Wherry>=1000"'))
     assert ladder.pins(script=script) == ["gamma==1.0"]
     (ladder.root / "requirements.txt").write_text("wherry[all]==1000\ntool\n")
-    assert ladder.pins() == ["tool==1.0"]
+    assert "wherry" not in " ".join(ladder.pins())
+
+
+def test_constraints_hold(ladder: Ladder) -> None:
+    (ladder.root / "requirements.txt").write_text("-c limits.txt\nalpha\n")
+    (ladder.root / "limits.txt").write_text("alpha<2\n")
+    assert ladder.pins() == ["alpha==1.0"]
 
 
 def test_a_stale_lock_is_refused_with_the_command_that_mends_it(ladder: Ladder) -> None:
@@ -213,6 +264,14 @@ def test_a_scripts_own_lock_is_used_and_must_fit(ladder: Ladder) -> None:
     assert caught.value.hint == "uv lock --script train.py"
     lock.unlink()
     assert ladder.pins(script=script) == ["alpha==2.0"]
+
+
+def test_a_scripts_lock_fits_whatever_python_made_it(ladder: Ladder) -> None:
+    (ladder.root / "train.py").write_text(HEADER.format('"gamma"'))
+    oldest = find_python("3.9", uv_path())
+    assert oldest, "this test needs a Python 3.9: uv python install 3.9"
+    ladder.uv("lock", "--script", "train.py", "--python", oldest)
+    assert ladder.pins(script=ladder.root / "train.py") == ["gamma==1.0"]
 
 
 def test_a_script_may_name_its_index(ladder: Ladder, index: Path) -> None:
@@ -249,12 +308,12 @@ def test_packages_on_top_keep_what_the_rung_has_pinned(ladder: Ladder) -> None:
 
 
 def test_another_python_forces_a_built_environment(ladder: Ladder) -> None:
-    activate(ladder, "gamma")
-    other = "3.9" if sys.version_info[:2] != (3, 9) else "3.10"
-    assert find_python(other, uv_path()), f"this test needs Python {other}"
-    resolved = ladder(foreground=True, python=other)
-    assert resolved.environment.kind == "built" and pins(resolved) == ["gamma==1.0"]
-    assert resolved.environment.python.startswith(other + ".")
+    activate(ladder, "old")
+    assert find_python("3.9", uv_path()), "this test needs a Python 3.9: uv python install 3.9"
+    resolved = ladder(foreground=True, python="3.9")
+    assert resolved.environment.kind == "built"
+    assert pins(resolved) == ["gamma==1.0", "old==1.0"]  # what it needs there, not here
+    assert resolved.environment.python.startswith("3.9.")
 
 
 def test_an_interpreter_by_its_path_is_used_where_it_is(ladder: Ladder) -> None:
@@ -387,7 +446,8 @@ def test_the_active_interpreters_packages_are_recorded_without_wherry(ladder: La
     activate(ladder, "beta", "wherry")
     resolved = ladder(choice="active")
     lines = resolved.blobs[resolved.environment.frozen].decode().splitlines()
-    assert lines == [f"# Python {platform.python_version()}", "alpha==2.0", "beta==1.0"]
+    python = f"# Python {platform.python_version()}"
+    assert lines == [python, "alpha==2.0", "beta==1.0", "delta==1.0"]
 
 
 def test_a_package_installed_since_is_noticed(
