@@ -13,8 +13,8 @@ import pytest
 from tests.unit.package_index import make_index, served
 from wherry.agent.uv import find_python
 from wherry.bundle import interpreter
-from wherry.bundle.environment import Ask, Resolved, freeze, resolve, uv_path
 from wherry.bundle.declared import lacking
+from wherry.bundle.environment import Ask, Resolved, freeze, resolve, uv_path
 from wherry.bundle.interpreter import Package, active_python, inspect, is_activated
 from wherry.bundle.requirements import flatten, portable, script_header
 from wherry.bundle.versions import choose, fits

@@ -16,6 +16,7 @@ from typing import Literal
 
 from wherry import settings
 from wherry.bundle import interpreter, locks, requirements, versions
+from wherry.bundle.declared import lacking
 from wherry.core.job import Environment
 from wherry.errors import EnvironmentFailed
 
@@ -72,6 +73,7 @@ def resolve(ask: Ask, *, cache: Path) -> Resolved:
         "script": ladder.script,
         "lock": ladder.lock,
         "requirements": ladder.requirements,
+        "activated": ladder.activated,
         "active": ladder.active,
         "none": ladder.none,
     }
@@ -79,7 +81,7 @@ def resolve(ask: Ask, *, cache: Path) -> Resolved:
     if ask.choice == "auto":
         order = ("script", "lock", "requirements", "active")
         if ask.foreground and interpreter.is_activated(ask.environ):
-            order = ("script", "active")
+            order = ("script", "activated", "lock", "requirements", "active")
     for name in order:
         if (resolved := rungs[name]()) is not None:
             return resolved
@@ -146,14 +148,27 @@ class _Ladder:
 
     def requirements(self) -> Resolved | None:
         """The nearest ``requirements.txt``, or the only file with a name like it."""
-        file = self.nearest("requirements.txt")
+        file = self.requirements_file()
         if file is None:
-            alike = sorted(self.ask.root.glob("requirements*.txt"))
-            if len(alike) != 1:
-                return None
-            file = alike[0]
+            return None
         uv = self.uv("")
         return self.built(locks.compile_file(uv, file), uv, file.name)
+
+    def requirements_file(self) -> Path | None:
+        """The file of that rung."""
+        alike = sorted(self.ask.root.glob("requirements*.txt"))
+        return self.nearest("requirements.txt") or (alike[0] if len(alike) == 1 else None)
+
+    def activated(self) -> Resolved | None:
+        """The activated environment, where it has what the project declares."""
+        project = self.nearest("pyproject.toml") if self.nearest("uv.lock") else None
+        declaration = project or self.requirements_file()
+        if declaration is not None and not self.ask.with_packages:
+            python = interpreter.active_python(self.ask.environ)
+            found = interpreter.inspect(python, cache=self.cache)
+            if lacking(declaration, found.packages):
+                return None
+        return self.active()
 
     def active(self) -> Resolved:
         """The interpreter in use: in place, or re-locked where something is to be added."""
