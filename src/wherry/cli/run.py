@@ -75,8 +75,9 @@ def until_module(args: Sequence[str], params: Sequence[click.Parameter]) -> list
 @click.option("--with", "packages", multiple=True, metavar="PKG", help="Add a package.")
 @click.option("--python", default="", metavar="VERSION", help="Build with this Python.")
 @click.option(
-    "--environment", type=click.Choice(["auto", "active", "built"]), default="auto",
-    help="auto: script header, lock, requirements, else the active one.",
+    "--environment",
+    type=click.Choice(["auto", "script", "lock", "requirements", "active", "none"]),
+    default="auto", help="auto: script header, lock, requirements, else the active one.",
 )  # fmt: skip
 @click.option("--cpu", type=float, help="Cores per rank.")
 @click.option("--memory", metavar="AMOUNT", help="Per rank, such as 4Gi.")
