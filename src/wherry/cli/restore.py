@@ -47,7 +47,7 @@ def restore(path: Path, yes: bool, as_json: bool) -> None:
     found: Status = options.connect("local").status()
     output.thing(
         found,
-        lambda s: [("home", s.home), ("runs", str(sum(s.runs.values())))],
+        lambda s: [("home", s.home), ("url", s.url)],
         json=as_json,
     )
 

@@ -50,9 +50,8 @@ def down(as_json: bool) -> None:
 def status(on: str, as_json: bool) -> None:
     """Show the control plane; start it where none is running."""
     from wherry.cli import output
-    from wherry.sdk.connect import connect
 
-    output.thing(connect(on).status(), _status, json=as_json)
+    output.thing(options.connect(on).status(), _status, json=as_json)
 
 
 def _status(status: Status) -> Iterator[tuple[str, str]]:
@@ -64,7 +63,7 @@ def _status(status: Status) -> Iterator[tuple[str, str]]:
     yield "home", status.home
     yield "started", ago(status.started)
     yield "schema", status.schema
-    yield "runs", "  ".join(f"{count} {state}" for state, count in status.runs.items() if count)
+    yield "active", "  ".join(f"{count} {state}" for state, count in status.runs.items() if count)
     for kind in ("free", "total"):
         yield kind, _amount((status.capacity or {}).get(kind) or {})
 
