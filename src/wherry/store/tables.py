@@ -139,7 +139,14 @@ idempotency = Table(
     metadata,
     Column("key", Text, primary_key=True),
     Column("request", Text, nullable=False),
-    Column("run", Text, ForeignKey("runs.id", ondelete="CASCADE"), nullable=False, index=True),
+    # Deferred: the key is claimed before its run is made.
+    Column(
+        "run",
+        Text,
+        ForeignKey("runs.id", ondelete="CASCADE", deferrable=True, initially="DEFERRED"),
+        nullable=False,
+        index=True,
+    ),
     Column("created", Double, nullable=False, index=True),
 )
 

@@ -16,6 +16,7 @@ from wherry.core.run import Event, Run
 from wherry.core.states import RUN_TERMINAL, RunState, run_sources
 from wherry.errors import AmbiguousName, Conflict, IdempotencyMismatch, NotFound
 from wherry.store.base import RunFilter
+from wherry.store.engine import upsert
 from wherry.store.queries import history
 from wherry.store.tables import attempts, idempotency, runs, tags, uses
 
@@ -24,25 +25,27 @@ _ROW = select(*(runs.c[name] for name in Run.__struct_fields__))
 
 def create(connection: Connection, run: Run, *, key: str, request: str) -> Run:
     """See ``Store.create_run``."""
-    if key and (made := _made(connection, key, request)):
-        return made
+    if key and not _claim(connection, run, key, request):
+        return _made(connection, key, request)
     connection.execute(insert(runs), _columns(run))
     own = {"run": run.id}
     if run.spec.tags:
         connection.execute(insert(tags), [own | {"tag": tag} for tag in sorted({*run.spec.tags})])
     if digests := _digests(run.spec):
         connection.execute(insert(uses), [own | {"digest": digest} for digest in digests])
-    if key:
-        row = {"key": key, "request": request, "created": run.created}
-        connection.execute(insert(idempotency), own | row)
     history.add(connection, Event(run=run.id, time=run.created, kind=run.state))
     return run
 
 
-def _made(connection: Connection, key: str, request: str) -> Run | None:
-    known = connection.execute(select(idempotency).where(idempotency.c.key == key)).first()
-    if known is None:
-        return None
+def _claim(connection: Connection, run: Run, key: str, request: str) -> bool:
+    """Whether ``key`` is this run's. Where two ask at once, one waits here for the other."""
+    row = {"key": key, "request": request, "run": run.id, "created": run.created}
+    claim = upsert(connection.dialect.name, idempotency).on_conflict_do_nothing()
+    return connection.scalar(claim.returning(idempotency.c.key), row) is not None
+
+
+def _made(connection: Connection, key: str, request: str) -> Run:
+    known = connection.execute(select(idempotency).where(idempotency.c.key == key)).one()
     if known.request != request:
         raise IdempotencyMismatch(
             f"the idempotency key {key!r} was used for another request, which made {known.run}",

@@ -162,7 +162,12 @@ def _idempotency() -> None:
         sa.Column("run", sa.Text(), nullable=False),
         sa.Column("created", sa.Double(), nullable=False),
         sa.ForeignKeyConstraint(
-            ["run"], ["runs.id"], name=op.f("fk_idempotency_run"), ondelete="CASCADE"
+            ["run"],
+            ["runs.id"],
+            name=op.f("fk_idempotency_run"),
+            ondelete="CASCADE",
+            deferrable=True,
+            initially="DEFERRED",
         ),
         sa.PrimaryKeyConstraint("key", name=op.f("pk_idempotency")),
     )
