@@ -6,6 +6,7 @@ hung agents, GPUs, detachment. What every back end promises is in ``tests/contra
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -226,10 +227,14 @@ def test_a_pid_that_was_used_again_is_not_taken_for_the_agent(
     os.kill(pid(path), signal.SIGKILL)
     eventually(lambda: phases(backend, wanted.attempt) == ["ended"])
     (path / "0" / "lock").unlink()
-    (path / "0" / "agent.json").write_text(json.dumps({"pid": os.getpid(), "started": 1.0}))
-    assert phases(backend, wanted.attempt) == ["ended"]
-    backend.stop(wanted.attempt, 0.0)
-    backend.forget(wanted.attempt)
+    with subprocess.Popen(["sleep", "60"]) as bystander:
+        agent = {"pid": bystander.pid, "started": 1.0}
+        (path / "0" / "agent.json").write_text(json.dumps(agent))
+        assert phases(backend, wanted.attempt) == ["ended"]
+        backend.stop(wanted.attempt, 0.0)
+        backend.forget(wanted.attempt)
+        assert bystander.poll() is None
+        bystander.kill()
 
 
 # --- ending
@@ -288,13 +293,20 @@ def test_the_earliest_deadline_holds(tmp_path: Path) -> None:
     assert attempt.deadline < first
 
 
-def test_who_waited_for_a_folder_that_went_sees_that_it_went(tmp_path: Path) -> None:
-    path = tmp_path / "r1-1"
-    first = AttemptFolder(path, AttemptId("r1", 1))
-    with first.hold(create=True) as there:
+def test_who_waited_for_a_folder_that_went_sees_that_it_went(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = AttemptFolder(tmp_path / "r1-1", AttemptId("r1", 1))
+    lock = fcntl.flock
+
+    def lock_what_went(fd: int, how: int) -> None:
+        attempt.erase()
+        lock(fd, how)
+
+    with attempt.hold(create=True) as there:
         assert there
-        first.erase()
-    with first.hold() as there:
+    monkeypatch.setattr(fcntl, "flock", lock_what_went)
+    with attempt.hold() as there:
         assert not there
 
 

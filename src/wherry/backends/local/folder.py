@@ -22,7 +22,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -264,9 +264,11 @@ class AttemptFolder:
             cgroups.remove(rank.cgroups())
         for last in (False, False, True):
             # A process in its last moment may still write a file; a copy of code may be read-only.
-            shutil.rmtree(self.path, onerror=None if last else _unlock)
+            shutil.rmtree(self.path, ignore_errors=not last)
             if not self.path.exists():
                 return
+            for inner, _, _ in os.walk(self.path):
+                os.chmod(inner, 0o700)
 
 
 def write_config(path: Path, config: dict[str, Any]) -> None:
@@ -277,13 +279,6 @@ def write_config(path: Path, config: dict[str, Any]) -> None:
 def write_agent(path: Path, pid: int) -> None:
     """``agent.json``."""
     _write(path, json.dumps({"pid": pid, "started": platform.pid_started(pid)}).encode())
-
-
-def _unlock(function: Callable[..., Any], path: str, error: object) -> None:
-    with contextlib.suppress(OSError):
-        os.chmod(os.path.dirname(path), 0o700)
-        os.chmod(path, 0o700)
-        function(path)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -24,7 +24,8 @@ from wherry.core.job import Amount
 #: secrets do not belong into a process that outlives the terminal.
 PASSED = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LC_\w+|TZ|TMPDIR"
-    r"|UV_\w+|PIP_\w+|SSL_CERT_(FILE|DIR)|(?i:https?_proxy|all_proxy|no_proxy)"  # how uv reaches an index
+    # How uv, or pip in its place, reaches an index.
+    r"|UV_\w+|PIP_\w+|SSL_CERT_(FILE|DIR)|(?i:https?_proxy|all_proxy|no_proxy)"
 )
 
 
