@@ -94,7 +94,7 @@ def test_a_replaced_incarnation_kills_its_program_and_leaves(rank: Rank) -> None
 
 def test_what_was_sent_is_forgotten_on_disk(rank: Rank) -> None:
     rank.run("import sys; sys.stdout.write(('y' * 99 + '\\n') * 400_000)")
-    size = sum(path.stat().st_size for path in journals.segments(rank.folder) if path.exists())
+    size = sum(map(os.path.getsize, journals.segments(rank.folder)))
     assert rank.sink.received >= 40_000_000 > size
     assert int((rank.folder / "acked").read_text()) == rank.sink.acked[rank.attempt, 0]
 
@@ -142,7 +142,7 @@ def test_segments_are_read_in_order_and_go_when_they_are_acknowledged(
     assert len(journals.segments(tmp_path)) > 10
     assert [seq for seq, _ in frames(tmp_path)] == list(range(1, 101))
     assert [seq for seq, _ in everything(journal)] == list(range(1, 101))
-    assert journals.segments(tmp_path) == [tmp_path / "journal"]
+    assert journals.segments(tmp_path) == [str(tmp_path / "journal")]
 
 
 def test_beyond_the_limit_output_is_dropped_with_one_line_and_the_rest_is_kept(

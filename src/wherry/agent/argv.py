@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Union
 
-Scalar = Union[str, int, float, bool, None]
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # what only annotations need would cost a tenth of the start
+    from typing import Union
 
-_INT = re.compile(r"[+-]?[0-9]+")
-_FLOAT = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:nan|inf)", re.I)
-_OPTION = re.compile(r"--?[A-Za-z][\w.\-/]*")
-_PAIR = re.compile(r"[+~]{0,2}([A-Za-z_][\w.\-/@]*)=(.*)", re.S)
+    Scalar = Union[str, int, float, bool, None]
+
+# Compiled when they are first needed: a run without arguments starts sooner.
+_INT = r"[+-]?[0-9]+"
+_FLOAT = r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|(?i:nan|inf))"
+_OPTION = r"--?[A-Za-z][\w.\-/]*"
+_PAIR = r"[+~]{0,2}([A-Za-z_][\w.\-/@]*)=((?s:.*))"
 _WORDS = {"true": True, "false": False, "none": None, "null": None}
 #: options of the interpreter that take a value
 _PYTHON_VALUES = ("-W", "-X", "--check-hash-based-pycs")
@@ -25,9 +29,9 @@ _PYTHON_VALUES = ("-W", "-X", "--check-hash-based-pycs")
 
 def scalar(text: str) -> Scalar:
     """The text as a number or a truth value where it is one."""
-    if _INT.fullmatch(text) and len(text) <= 18:
+    if re.fullmatch(_INT, text) and len(text) <= 18:
         return int(text)
-    if _FLOAT.fullmatch(text):
+    if re.fullmatch(_FLOAT, text):
         return float(text)
     return _WORDS.get(text.lower(), text)
 
@@ -46,7 +50,7 @@ def params_from_argv(words: Sequence[str]) -> dict[str, Scalar]:
         if word == "--":
             continue
         name, equals, value = word.partition("=")
-        if _OPTION.fullmatch(name):
+        if re.fullmatch(_OPTION, name):
             key = name.lstrip("-")
             if equals:
                 found[key] = scalar(value)
@@ -56,7 +60,7 @@ def params_from_argv(words: Sequence[str]) -> dict[str, Scalar]:
             else:
                 found[key] = True
         else:
-            pair = _PAIR.fullmatch(word)
+            pair = re.fullmatch(_PAIR, word)
             if pair:
                 found[pair[1]] = scalar(pair[2])
     return found
@@ -77,4 +81,4 @@ def after_script(command: Sequence[str]) -> list[str]:
 
 def _is_option(word: str) -> bool:
     """Whether the word is an option and not a value: negative numbers are values."""
-    return word == "--" or bool(_OPTION.fullmatch(word.partition("=")[0]))
+    return word == "--" or bool(re.fullmatch(_OPTION, word.partition("=")[0]))

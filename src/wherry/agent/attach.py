@@ -12,9 +12,12 @@ import contextlib
 import json
 import select
 import socket
-from typing import Any
 
 from wherry.agent import protocol
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # what only annotations need would cost a tenth of the start
+    from typing import Any
 
 _CONNECT, _START = 2.0, 5.0  #: seconds to wait for the connection and for START
 _SLOW = 2**20  #: bytes on their way to the terminal above which nothing more is read

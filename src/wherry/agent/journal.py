@@ -14,9 +14,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
 
 from wherry.agent import protocol
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # what only annotations need would cost a tenth of the start
+    from os import PathLike
+    from typing import Union
+
+    _Path = Union[str, PathLike[str]]
 
 SEGMENT = 32 * 2**20  #: bytes after which a new segment starts
 MEMORY = 16 * 2**20  #: bytes of frames that may wait in memory for room on the disk
@@ -24,20 +30,20 @@ MEMORY = 16 * 2**20  #: bytes of frames that may wait in memory for room on the 
 _Frame = tuple[int, bytes]  # seq, whole frame
 
 
-def segments(folder: Path) -> list[Path]:
-    """The files of the journal in ``folder``, oldest first."""
-    older = [p for p in folder.glob("journal.*") if p.suffix[1:].isdigit()]
-    older.sort(key=lambda p: int(p.suffix[1:]))
-    return [*older, folder / "journal"]
+def segments(folder: _Path) -> list[str]:
+    """The paths of the journal's files in ``folder``, oldest first; the last may not be there."""
+    names = [name for name in os.listdir(folder) if name.startswith("journal.")]
+    older = sorted(int(name[8:]) for name in names if name[8:].isdigit())
+    return [os.path.join(folder, name) for name in (*(f"journal.{n}" for n in older), "journal")]
 
 
-def read_folder(folder: Path) -> Iterator[bytes]:
+def read_folder(folder: _Path) -> Iterator[bytes]:
     """The whole frames that lie in ``folder``, sent or not, in order, each as bytes."""
-    for path in segments(folder):
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            data = memoryview(path.read_bytes())
-            for kind, seq, when, payload in protocol.iter_frames(data):
-                yield protocol.frame(kind, seq, when, bytes(payload))
+    with contextlib.suppress(FileNotFoundError):
+        for path in segments(folder):
+            with contextlib.suppress(FileNotFoundError, ValueError), open(path, "rb") as file:
+                for kind, seq, when, payload in protocol.iter_frames(file.read()):
+                    yield protocol.frame(kind, seq, when, bytes(payload))
 
 
 class Journal:
@@ -47,23 +53,24 @@ class Journal:
     Opened again on a folder that has a journal, it goes on after the last whole frame.
     """
 
-    def __init__(self, folder: Path, spool_limit: int) -> None:
+    def __init__(self, folder: _Path, spool_limit: int) -> None:
         self._folder = folder
+        self._newest = os.path.join(folder, "journal")
         self._limit = spool_limit
         self._lock = threading.Lock()
         self.written = threading.Event()  #: set whenever there is something to send
         self.acked = 0
         self.last = 0  #: the newest frame's number
-        self._sealed: deque[tuple[int, Path, int]] = deque()  # last seq, file, bytes
+        self._sealed: deque[tuple[int, str, int]] = deque()  # last seq, file, bytes
         self._size = 0  # of the newest segment
         self._sent = 0  # bytes at its beginning that are acknowledged
         self._memory: deque[_Frame] = deque()
         self._in_memory = 0
         self._dropped = [0, 0, 0]  # bytes and lines of output, other frames
-        self._cursor: tuple[int, Path, int] | None = None  # next seq, its file, offset there
+        self._cursor: tuple[int, str, int] | None = None  # next seq, its file, offset there
         self._recover()
-        self._fd = os.open(folder / "journal", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        self._acked_fd = os.open(folder / "acked", os.O_RDWR | os.O_CREAT, 0o600)
+        self._fd = os.open(self._newest, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        self._acked_fd = os.open(os.path.join(folder, "acked"), os.O_RDWR | os.O_CREAT, 0o600)
 
     def append(self, kind: int, payload: bytes, when: float | None = None) -> None:
         """Add a frame of this moment, or of ``when`` (seconds since the epoch). Never raises."""
@@ -103,7 +110,7 @@ class Journal:
             while self._memory and self._memory[0][0] <= self.acked:
                 self._in_memory -= len(self._memory.popleft()[1])
             if self._cursor and self._cursor[0] == self.acked + 1:
-                self._sent = self._cursor[2] if self._cursor[1].name == "journal" else 0
+                self._sent = self._cursor[2] if self._cursor[1] == self._newest else 0
             if self.acked == self.last and self._size > SEGMENT // 4:
                 os.ftruncate(self._fd, 0)
                 self._size, self._sent, self._cursor = 0, 0, None
@@ -156,14 +163,14 @@ class Journal:
         """Rename the current segment after its first frame and start a new one."""
         first = os.pread(self._fd, protocol.HEADER.size, 0)
         seq = protocol.HEADER.unpack(first)[2]
-        path = self._folder / f"journal.{seq}"
-        os.rename(self._folder / "journal", path)
+        path = f"{self._newest}.{seq}"
+        os.rename(self._newest, path)
         self._sealed.append((self.last, path, self._size - self._sent))
-        if self._cursor and self._cursor[1].name == "journal":
+        if self._cursor and self._cursor[1] == self._newest:
             self._cursor = self._cursor[0], path, self._cursor[2]
         os.close(self._fd)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
-        self._fd = os.open(self._folder / "journal", flags, 0o600)
+        self._fd = os.open(self._newest, flags, 0o600)
         self._size = self._sent = 0
         self._forget_segments()
 
@@ -173,7 +180,7 @@ class Journal:
             if self._cursor and self._cursor[1] == path:
                 self._cursor = None
             with contextlib.suppress(OSError):
-                path.unlink()
+                os.unlink(path)
 
     def _has_room(self) -> bool:
         """Whether output is kept again; first moves to the disk what waits in memory."""
@@ -199,40 +206,40 @@ class Journal:
     def _read_disk(self, limit: int) -> tuple[bytes, int]:
         """Whole frames after ``acked`` from the disk, and the last one's number."""
         want = self.acked + 1
-        seq, path, offset = self._cursor or (0, self._folder / "journal", 0)
+        seq, path, offset = self._cursor or (0, self._newest, 0)
         if seq != want:
-            path = next(
-                (p for last, p, _ in self._sealed if last >= want), self._folder / "journal"
-            )
+            path = next((p for last, p, _ in self._sealed if last >= want), self._newest)
             offset = _skip(path, want)
         while True:
             data, last = _read_frames(path, offset, limit)
-            if data or path.name == "journal":
+            if data or path == self._newest:
                 self._cursor = last + 1 if data else want, path, offset + len(data)
                 return data, last
             after = [p for _, p, _ in self._sealed]
-            path = [*after, self._folder / "journal"][after.index(path) + 1]
+            path = [*after, self._newest][after.index(path) + 1]
             offset = 0
 
     def _recover(self) -> None:
         """Take up what an earlier process left."""
-        with contextlib.suppress(OSError, ValueError):
-            self.acked = int((self._folder / "acked").read_text() or 0)
+        acked = os.path.join(self._folder, "acked")
+        with contextlib.suppress(OSError, ValueError), open(acked) as file:
+            self.acked = int(file.read() or 0)
         self.last = self.acked
         for path in segments(self._folder):
             with contextlib.suppress(FileNotFoundError):
-                data, last = _read_frames(path, 0, path.stat().st_size)
+                data, last = _read_frames(path, 0, os.path.getsize(path))
                 self.last = max(self.last, last)
-                if path.name == "journal":
+                if path == self._newest:
                     os.truncate(path, len(data))
                     self._size = len(data)
                 else:
                     self._sealed.append((last, path, len(data)))
 
 
-def _skip(path: Path, seq: int) -> int:
+def _skip(path: str, seq: int) -> int:
     """The offset of frame ``seq`` in a segment, or of its end."""
-    data, offset = path.read_bytes(), 0
+    with open(path, "rb") as file:
+        data, offset = file.read(), 0
     while len(data) - offset >= protocol.HEADER.size:
         length, _, found, _ = protocol.HEADER.unpack_from(data, offset)
         if found >= seq:
@@ -241,7 +248,7 @@ def _skip(path: Path, seq: int) -> int:
     return offset
 
 
-def _read_frames(path: Path, offset: int, limit: int) -> tuple[bytes, int]:
+def _read_frames(path: str, offset: int, limit: int) -> tuple[bytes, int]:
     """Whole frames of at most ``limit`` bytes together, or one; and the last one's number."""
     header = protocol.HEADER
     with open(path, "rb") as file:

@@ -14,8 +14,6 @@ import os
 import subprocess
 import threading
 import time
-from pathlib import Path
-from typing import Any
 
 from wherry.agent import platform, program, protocol
 from wherry.agent.attach import Terminal, TerminalGone
@@ -28,6 +26,10 @@ from wherry.agent.supervise import Supervisor
 from wherry.agent.variables import PORTS
 from wherry.agent.wake import Wake
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # what only annotations need would cost a tenth of the start
+    from typing import Any
+
 _SHOWN = 20  #: last lines that go with a failure
 
 
@@ -35,7 +37,7 @@ def main(path: str) -> int:
     """Run the rank that ``path``, a config.json, describes; the agent's own exit status."""
     with open(path, "rb") as file:
         config: dict[str, Any] = json.load(file)
-    folder = Path(config["dir"])
+    folder = config["dir"]
     lock = _take_lock(folder)
     if lock is None:
         return 0
@@ -44,9 +46,9 @@ def main(path: str) -> int:
     return 0
 
 
-def _take_lock(folder: Path) -> int | None:
+def _take_lock(folder: str) -> int | None:
     """The lock's descriptor, held for life; None where this rank runs, or ran, already."""
-    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+    lock = os.open(f"{folder}/lock", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -60,7 +62,7 @@ def _take_lock(folder: Path) -> int | None:
 class Agent:
     """One rank."""
 
-    def __init__(self, config: dict[str, Any], folder: Path) -> None:
+    def __init__(self, config: dict[str, Any], folder: str) -> None:
         self._config = config
         self._spec: dict[str, Any] = config["spec"]
         self._folder = folder
@@ -205,7 +207,7 @@ class Agent:
             started = program.start(
                 prepared.command,
                 prepared.env,
-                str(prepared.cwd),
+                prepared.cwd,
                 tty=self._terminal.size if self._terminal else None,
                 stdin=self._terminal.stdin if self._terminal else False,
                 in_child=in_child,
@@ -214,13 +216,16 @@ class Agent:
             name = prepared.command[0]
             raise Failed("start", f"{name!r} cannot be started: {error}") from None
         child = {"pid": started.pid, "started": platform.pid_started(started.pid)}
-        (self._folder / "child.json").write_text(json.dumps(child))
+        with open(f"{self._folder}/child.json", "w") as file:
+            json.dump(child, file)
         record = json.dumps({"pid": started.pid}).encode()
         self._journal.append(protocol.STARTED, record)
         self._began = time.monotonic()
         return started
 
     def _supervise(self, prepared: Prepared, started: program.Program) -> dict[str, Any]:
+        from pathlib import Path
+
         from wherry.agent.reports import ReportTail
         from wherry.agent.tensorboard import EventFiles
         from wherry.agent.usage import Usage
@@ -228,9 +233,10 @@ class Agent:
 
         rules = MetricRules(self._spec.get("metrics", {}))
         capture = Capture(self._journal, rules, terminal=started.tty)
-        reports = ReportTail(self._folder / "report", self._journal)
+        reports = ReportTail(Path(self._folder, "report"), self._journal)
         output = Path(prepared.env["WHERRY_OUTPUT_DIR"])
-        folders = event_folders(prepared.cwd, output, prepared.command, self._config["rank"])
+        cwd = Path(prepared.cwd)
+        folders = event_folders(cwd, output, prepared.command, self._config["rank"])
         events = EventFiles(self._journal, folders, time.time() - 1)
         usage = Usage(self._journal, self._config["limits"])
         watch = Watch(reports, events, usage, lambda: self._wake.end("oom"))
@@ -268,7 +274,8 @@ class Agent:
     def _grace(self) -> float:
         """Seconds from SIGTERM to SIGKILL: what the back end said last."""
         try:
-            return float((self._folder / "stop").read_text())
+            with open(f"{self._folder}/stop") as file:
+                return float(file.read())
         except (OSError, ValueError):
             return float(self._config["grace"])
 
@@ -281,6 +288,8 @@ class Agent:
         prepared = self._prepared
         if prepared is None:
             return
+        from pathlib import Path
+
         from wherry.agent.calls import Control
         from wherry.agent.files import Uploader, outputs
 

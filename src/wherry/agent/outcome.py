@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from typing import Any
 
 from wherry.agent.errors import Failed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # what only annotations need would cost a tenth of the start
+    from typing import Any
 
 _INTERRUPTED = (-signal.SIGINT, 128 + signal.SIGINT)
 

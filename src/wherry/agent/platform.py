@@ -14,8 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator
-from typing import Callable, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 LINUX = sys.platform == "linux"
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -23,16 +22,26 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
-class Process(NamedTuple):
-    """One process at one moment."""
+class Process:
+    """
+    One process at one moment.
 
-    pid: int
-    parent: int
-    name: str
-    started: float  #: ticks since boot (Linux) or seconds: only good for telling processes apart
-    cpu: float  #: seconds, with those of its children that have ended
-    memory: int  #: resident bytes
-    zombie: bool
+    ``started``: ticks since boot (Linux) or seconds, only good for telling processes apart.
+    ``cpu``: seconds, with those of its children that have ended. ``memory``: resident bytes.
+    """
+
+    def __init__(
+        self,
+        pid: int,
+        parent: int,
+        name: str,
+        started: float,
+        cpu: float,
+        memory: int,
+        zombie: bool,
+    ) -> None:
+        self.pid, self.parent, self.name = pid, parent, name
+        self.started, self.cpu, self.memory, self.zombie = started, cpu, memory, zombie
 
 
 def _read(path: str) -> bytes:

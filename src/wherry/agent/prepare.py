@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from pathlib import Path
-from typing import Any, Callable
+from collections.abc import Callable
 
 from wherry.agent import protocol
 from wherry.agent.argv import after_script, params_from_argv
@@ -19,14 +18,18 @@ from wherry.agent.journal import Journal
 from wherry.agent.variables import rank_variables, thread_variables
 from wherry.agent.wake import Wake
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # what only annotations need would cost a tenth of the start
+    from typing import Any
+
 #: This folder's parent, which has the shim, and wherry_call.py beside it.
-_AGENT = Path(__file__).resolve().parent.parent.parent
+_AGENT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 class Prepared:
     """What to start, and what to know of it afterwards."""
 
-    def __init__(self, command: list[str], env: dict[str, str], cwd: Path, code: Any) -> None:
+    def __init__(self, command: list[str], env: dict[str, str], cwd: str, code: Any) -> None:
         self.command = command
         self.env = env
         self.cwd = cwd
@@ -68,11 +71,11 @@ class Preparation:
         self.phase("barrier")
         env = {**self._base, **extra, **self._spec.get("env", {}), **variables}
         place = self._spec.get("code", {}).get("in_place")
-        env["PYTHONPATH"] = self._python_path(env, Path(place) if code is None else code.folder)
+        env["PYTHONPATH"] = self._python_path(env, place or str(code.folder))
         command = list(self._spec.get("command", ()))
         if payload:
             result = os.path.join(self._config["dir"], "result")
-            command = [python, str(_AGENT / "wherry_call.py"), payload, result]
+            command = [python, os.path.join(_AGENT, "wherry_call.py"), payload, result]
         elif command[0] in ("python", "python3"):
             command[0] = python
         return Prepared(command, env, cwd, code)
@@ -84,11 +87,11 @@ class Preparation:
         self._began = now
         self._journal.append(protocol.PHASE, json.dumps(record).encode())
 
-    def _bundle(self) -> tuple[Any, Path]:
+    def _bundle(self) -> tuple[Any, str]:
         place = self._spec.get("code", {})
         if place.get("in_place"):
-            cwd = Path(place["in_place"]) / place.get("workdir", ".")
-            if not cwd.is_dir():
+            cwd = os.path.normpath(os.path.join(place["in_place"], place.get("workdir", ".")))
+            if not os.path.isdir(cwd):
                 raise Failed("start", f"the folder {cwd} is not there any more")
             return None, cwd
         from wherry.agent.calls import Control, Refused, persist
@@ -102,16 +105,17 @@ class Preparation:
             raise Failed("bundle", f"the code cannot be fetched: {error}") from None
         finally:
             control.close()
-        return code, code.workdir
+        return code, str(code.workdir)
 
     def _payload(self) -> str:
         """The path of a function's payload; "" where the run is a command."""
         call = self._spec.get("call")
         if not call:
             return ""
-        path = Path(self._config["dir"]) / "payload"
-        path.write_bytes(self._fetch(call["payload"]))
-        return str(path)
+        path: str = os.path.join(self._config["dir"], "payload")
+        with open(path, "wb") as file:
+            file.write(self._fetch(call["payload"]))
+        return path
 
     def _fetch(self, digest: str) -> bytes:
         from wherry.agent.calls import Control, Refused, persist
@@ -176,10 +180,10 @@ class Preparation:
             peers = meet(config, self._wake)
         else:
             peers = [{"rank": 0, "address": "127.0.0.1", "ports": self._ports}]
-        folder = Path(config["dir"])
+        folder = config["dir"]
         found = rank_variables(config, peers)
-        found["WHERRY_REPORT"] = str(folder / "report")
-        found["WHERRY_OUTPUT_DIR"] = str(folder / "output")
+        found["WHERRY_REPORT"] = os.path.join(folder, "report")
+        found["WHERRY_OUTPUT_DIR"] = os.path.join(folder, "output")
         found["WHERRY_CHECKPOINT_DIR"] = config["checkpoints"]
         found["WHERRY_PARAMS"] = json.dumps(self.params())
         # A segmentation fault then says where it was.
@@ -198,8 +202,9 @@ class Preparation:
         words = after_script(self._spec.get("command", ()))
         return {**params_from_argv(words), **self._spec.get("params", {})}
 
-    def _python_path(self, env: dict[str, str], root: Path) -> str:
+    def _python_path(self, env: dict[str, str], root: str) -> str:
         """``import wherry`` always works, and the project's own package in a built environment."""
         built = self._spec.get("environment", {}).get("kind") == "built"
-        source = [str(root / "src")] if built and (root / "src").is_dir() else []
-        return os.pathsep.join(filter(None, [env.get("PYTHONPATH"), *source, str(_AGENT)]))
+        source = os.path.join(root, "src")
+        found = [source] if built and os.path.isdir(source) else []
+        return os.pathsep.join(filter(None, [env.get("PYTHONPATH"), *found, _AGENT]))

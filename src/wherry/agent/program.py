@@ -12,8 +12,7 @@ import os
 import struct
 import subprocess
 import termios
-from collections.abc import Mapping, Sequence
-from typing import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from wherry.agent import platform, protocol
 

@@ -14,13 +14,17 @@ import os
 import selectors
 import signal
 import time
-from typing import Any, Callable
+from collections.abc import Callable
 
 from wherry.agent import platform, protocol
 from wherry.agent.attach import Terminal, TerminalGone
 from wherry.agent.capture import Capture
 from wherry.agent.program import Program, resize
 from wherry.agent.wake import Wake
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # what only annotations need would cost a tenth of the start
+    from typing import Any
 
 _BLOCK = 2**20  #: bytes of one read
 _STDIN = 2**24  #: bytes for the program's stdin that may wait

@@ -13,11 +13,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
 from time import time
-from typing import Any
 
-from wherry.agent.argv import Scalar, params_from_argv
+from wherry.agent.argv import params_from_argv
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # user code pays for what is imported here
+    from pathlib import Path
+    from typing import Any
+
+    from wherry.agent.argv import Scalar
 
 __all__ = ["checkpoint_dir", "output_dir", "params", "rank", "report", "world_size"]
 
@@ -86,6 +91,8 @@ def __getattr__(name: str) -> Path:
     """The two folders, made when they are asked for."""
     if name not in _FOLDERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pathlib import Path
+
     variable, default = _FOLDERS[name]
     folder = Path(os.environ.get(variable) or default).absolute()
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,10 @@ Called by ``agent.prepare``. Pure.
 
 from __future__ import annotations
 
-from typing import Any
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # what only annotations need would cost a tenth of the start
+    from typing import Any
+
 
 #: What each of a rank's ports is for: the rank's own, torch's rendezvous, XGBoost's tracker.
 OWN, MASTER, TRACKER = range(3)
