@@ -256,7 +256,7 @@ def test_binary_output_is_kept_byte_for_byte(world: World) -> None:
 
 
 def test_a_full_disk_is_told_in_words_and_heals_when_space_returns(
-    make_world: Callable[..., World], small_disk: Path
+    small_disk: Path, make_world: Callable[..., World]
 ) -> None:
     world = make_world()
     world.home.symlink_to(small_disk)

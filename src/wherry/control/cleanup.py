@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from wherry import settings
 from wherry.blobs.base import Blobs
 from wherry.core.api import Backup, BackupDone, Prune, Pruned
 from wherry.core.bundle import Manifest
@@ -36,10 +37,12 @@ class Cleanup:
         store: Store,
         blobs: Blobs,
         delete: Callable[[Run], None],
+        prune_cache: Callable[[float], tuple[int, int]],
         keep: tuple[Path, ...] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.store, self.blobs, self.delete, self.keep = store, blobs, delete, keep
+        self.prune_cache = prune_cache
         self.clock = clock
 
     def prune(self, ask: Prune) -> Pruned:
@@ -56,6 +59,8 @@ class Cleanup:
                 for run_id in runs:
                     self.delete(self.store.run(run_id))
         count, size = self._sweep(dry_run=ask.dry_run)
+        if not ask.dry_run:
+            size += self.prune_cache(settings.get("cache_retention"))[1]
         return Pruned(runs=tuple(gone), blobs=count, bytes=size)
 
     def _sweep(self, *, dry_run: bool) -> tuple[int, int]:

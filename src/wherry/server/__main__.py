@@ -13,6 +13,7 @@ import fcntl
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -74,9 +75,12 @@ def serve(home: Path) -> None:
         backlog=2048,
         server_header=False,
     )
-    server = uvicorn.Server(config)
-    asyncio.run(_answer(server, listener, announce))
-    (home / "server.json").unlink(missing_ok=True)
+    # uvicorn raises the signal again when it has served; then this one ends the process.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        asyncio.run(_answer(uvicorn.Server(config), listener, announce))
+    finally:
+        (home / "server.json").unlink(missing_ok=True)
 
 
 async def _answer(

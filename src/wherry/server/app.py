@@ -28,7 +28,7 @@ from msgspec import Struct
 
 from wherry import settings
 from wherry._version import __version__
-from wherry.agent import package
+from wherry.agent import environment, package
 from wherry.backends.base import Backend
 from wherry.backends.local.backend import LocalBackend
 from wherry.blobs.base import Blobs
@@ -46,7 +46,7 @@ from wherry.errors import Internal, InvalidInput, NotFound, WherryError
 from wherry.server.auth import Guard
 from wherry.server.routes import admin, agents, blobs, logs, runs
 from wherry.server.services import Services
-from wherry.store.base import Report, Store
+from wherry.store.base import Store
 from wherry.store.sql import SCHEMA, SqlStore
 
 log = logging.getLogger("wherry.server")
@@ -91,8 +91,7 @@ class ControlPlane:
         self.url, self.keys = url, keys
         options = Options(settings.get)
         bus, live, tokens = Bus(), Live(lease=options.lease), Tokens(keys.secret)
-        self.reconciler: Reconciler
-        ingest = Ingest(store, live, self._changed)
+        ingest = Ingest(store, live, lambda report: self.reconciler.changed(report))
         self.reconciler = Reconciler(
             store=store,
             backends=backends,
@@ -115,6 +114,7 @@ class ControlPlane:
             store=store,
             blobs=blobs,
             delete=use_cases.delete,
+            prune_cache=lambda days: environment.prune(str(home / "cache"), days),
             keep=(home / "secret", home / "token"),
         )
         self.services = Services(
@@ -141,9 +141,6 @@ class ControlPlane:
             hosts=lambda: _hosts(self.url),
         )
 
-    def _changed(self, report: Report) -> None:
-        self.reconciler.changed(report)
-
     def start(self) -> None:
         """Begin to write and to decide."""
         self.services.ingest.start()
@@ -162,8 +159,8 @@ class ControlPlane:
         while True:
             keys_before = clock() - settings.get("idempotency_retention") * 86400
             await asyncio.to_thread(store.prune_idempotency, keys_before)
-            if days := settings.get("retention"):
-                await asyncio.to_thread(self.services.cleanup.prune, Prune(days=days))
+            days = settings.get("retention") or None
+            await asyncio.to_thread(self.services.cleanup.prune, Prune(days=days))
             await asyncio.sleep(_PRUNE_EVERY)
 
 
