@@ -5,6 +5,7 @@ It uses a home of its own, so that your runs stay yours, and stops the control p
 commands that it names start it again by themselves.
 """
 
+import atexit
 import os
 import subprocess
 import sys
@@ -33,6 +34,7 @@ def say(*words: str) -> int:
 
 os.chdir(ROOT)
 os.environ["WHERRY_HOME"] = str(HOME.absolute())
+atexit.register(subprocess.run, [*WHERRY, "down"], stderr=subprocess.DEVNULL)
 if status := say("run", "--workers", "2", "examples/digits_xgboost.py"):
     sys.exit(status)
 detail = wherry.connect().run("last")
@@ -50,6 +52,5 @@ print("\nTry next:")
 for words in ("show last", "metrics last --rank 0 accuracy", "run --from last --workers 1"):
     wherry_here = os.path.relpath(Path(sys.executable).with_name("wherry"))
     print(f"  WHERRY_HOME={HOME} {wherry_here} {words}")
-subprocess.run([*WHERRY, "down"], check=False, stderr=subprocess.DEVNULL)
 if accuracy < GOAL:
     sys.exit(f"error: accuracy {accuracy:.3f} is below {GOAL}")
