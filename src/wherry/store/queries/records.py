@@ -62,11 +62,12 @@ def chunk_row(chunk: Chunk) -> dict[str, Any]:
 
 def series_row(part: Series) -> dict[str, Any]:
     """The row of a series at a glance. NaN, which SQLite does not know, is NULL."""
+    last = float(part.last)
     return fit_row(
         {
             "name": part.name,
             "count": part.count,
-            "last": None if math.isnan(float(part.last)) else part.last,
+            "last": None if math.isnan(last) else last,
             "last_step": part.last_step,
             "last_time": part.last_time,
             "min": _finite(part.min),

@@ -18,7 +18,7 @@ from wherry.errors import AmbiguousName, Conflict, IdempotencyMismatch, NotFound
 from wherry.store.base import RunFilter
 from wherry.store.engine import upsert
 from wherry.store.queries import history
-from wherry.store.tables import attempts, idempotency, runs, tags, uses
+from wherry.store.tables import idempotency, runs, tags, uses
 
 _ROW = select(*(runs.c[name] for name in Run.__struct_fields__))
 
@@ -174,14 +174,10 @@ def request_stop(connection: Connection, run_id: str) -> bool:
 def remove(connection: Connection, run_id: str) -> None:
     """See ``Store.delete_run``. What the run owns goes by ON DELETE CASCADE."""
     finished = runs.c.state.in_(RUN_TERMINAL)
-    live = exists().where(attempts.c.run == runs.c.id, attempts.c.ended.is_(None))
-    statement = delete(runs).where(runs.c.id == run_id, finished, ~live)
-    if connection.execute(statement).rowcount:
-        return
-    state = get(connection, run_id).state
-    if state in RUN_TERMINAL:
-        raise Conflict(f"the ranks of run {run_id!r} are still being ended", hint="try again soon")
-    raise Conflict(f"run {run_id!r} is {state}", hint=f"stop it first: wherry stop {run_id}")
+    removed = delete(runs).where(runs.c.id == run_id, finished)
+    if not connection.execute(removed).rowcount:
+        state = get(connection, run_id).state
+        raise Conflict(f"run {run_id!r} is {state}", hint=f"stop it first: wherry stop {run_id}")
 
 
 def finished_before(connection: Connection, ended: float, limit: int) -> list[str]:
