@@ -161,8 +161,10 @@ def first_line(agent: Agent, sink: AgentSink, folder: Path) -> dict[str, float]:
         start = {"env": dict(os.environ), "tty": None, "stdin": False}
         terminal.sendall(protocol.attach_frame(protocol.ATTACH_START, json.dumps(start).encode()))
         seen = b""
-        while b"hello\n" not in seen:
-            seen += terminal.recv(65536)
+        while b"hello" not in seen:
+            block = terminal.recv(65536)
+            assert block, "the agent hung up"
+            seen += block
         attached.append(time.perf_counter() - began)
         terminal.close()
         process.wait()

@@ -22,14 +22,17 @@ from wherry.agent.errors import Failed
 from wherry.agent.journal import Journal
 from wherry.agent.outcome import not_started, outcome
 from wherry.agent.prepare import Preparation, Prepared
+from wherry.agent.sender import Sender
 from wherry.agent.supervise import Supervisor
 from wherry.agent.variables import PORTS
 from wherry.agent.wake import Wake
+from wherry.agent.watch import Watch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # what only annotations need would cost a tenth of the start
     from typing import Any
 
+_FIRST = 0.05  #: seconds that belong to the start of the program alone
 _SHOWN = 20  #: last lines that go with a failure
 
 
@@ -70,7 +73,7 @@ class Agent:
         self._wake.catch_signals()
         self._journal = Journal(folder, int(config["spool_limit"]))
         self._gone = threading.Event()  # this incarnation was replaced
-        self._sender: Any = None
+        self._sender: Sender | None = None
         self._terminal: Terminal | None = None
         self._ports: Any = None
         self._prepared: Prepared | None = None
@@ -87,14 +90,14 @@ class Agent:
             self._hang_up(end)
         if self._wake.why == "replaced":
             return
-        self._start_sender()
+        sender = self._start_sender()
         try:
             self._upload()
         except _given_up():
             return
         self._phase("upload")
         self._journal.append(protocol.EXIT, json.dumps(end).encode())
-        self._sender.finish()
+        sender.finish()
 
     def _work(self) -> dict[str, Any]:
         """The payload of EXIT. :raises Failed: where the program was not started."""
@@ -132,6 +135,7 @@ class Agent:
             self._wake,
             base=base,
             attached=attached,
+            tty=bool(self._terminal and self._terminal.size),
             ports=self._ports.numbers if self._ports else [0] * PORTS,
             note=self._note,
         )
@@ -172,19 +176,19 @@ class Agent:
             with contextlib.suppress(TerminalGone):
                 self._terminal.note(text)
 
-    def _start_sender(self) -> None:
-        """Again: nothing."""
+    def _start_sender(self) -> Sender:
+        """The sender; again: the same."""
         if self._sender is None:
-            from wherry.agent.sender import Sender
-
             self._sender = Sender(
                 self._config,
                 self._journal,
                 ports=self._ports.numbers if self._ports else [],
                 on_stop=lambda: self._wake.end("stopped"),
                 on_replaced=self._replaced,
+                patience=0.0 if self._needs_others() else _FIRST,
             )
             self._sender.start()
+        return self._sender
 
     def _replaced(self) -> None:
         self._gone.set()
@@ -224,22 +228,16 @@ class Agent:
         return started
 
     def _supervise(self, prepared: Prepared, started: program.Program) -> dict[str, Any]:
-        from pathlib import Path
-
-        from wherry.agent.reports import ReportTail
-        from wherry.agent.tensorboard import EventFiles
-        from wherry.agent.usage import Usage
-        from wherry.agent.watch import Watch, event_folders
-
         rules = MetricRules(self._spec.get("metrics", {}))
         capture = Capture(self._journal, rules, terminal=started.tty)
-        reports = ReportTail(Path(self._folder, "report"), self._journal)
-        output = Path(prepared.env["WHERRY_OUTPUT_DIR"])
-        cwd = Path(prepared.cwd)
-        folders = event_folders(cwd, output, prepared.command, self._config["rank"])
-        events = EventFiles(self._journal, folders, time.time() - 1)
-        usage = Usage(self._journal, self._config["limits"])
-        watch = Watch(reports, events, usage, lambda: self._wake.end("oom"))
+        watch = Watch(
+            self._config,
+            self._journal,
+            env=prepared.env,
+            cwd=prepared.cwd,
+            command=prepared.command,
+            on_oom=lambda: self._wake.end("oom"),
+        )
         watch.start()
         ended = Supervisor(
             started,
@@ -253,18 +251,18 @@ class Agent:
         if ended.left:
             names = ", ".join(ended.left)
             self._journal.say(f"ended what the program left behind: {names}")
-        self._result = reports.result
+        self._result = watch.reports.result
         code = prepared.code
         lines = capture.last_lines(_SHOWN)
         end = outcome(
             ended.code,
             ended.why,
             attached=bool(self._config["attach"]),
-            ran_out=usage.ran_out(ended.code),
-            error=reports.error,
+            ran_out=watch.usage.ran_out(ended.code),
+            error=watch.reports.error,
             missing=code.explain(lines) if code and ended.code else None,
             spec=self._spec,
-            peak=usage.peak,
+            peak=watch.usage.peak,
             last_lines=lines if ended.code else [],
         )
         self._hang_up(end)

@@ -47,6 +47,7 @@ class Preparation:
         *,
         base: dict[str, str],
         attached: bool,
+        tty: bool,
         ports: list[int],
         note: Callable[[str], None],
     ) -> None:
@@ -56,6 +57,7 @@ class Preparation:
         self._wake = wake
         self._base = base
         self._attached = attached
+        self._tty = tty
         self._ports = ports
         self._note = note
         self._began = time.monotonic()
@@ -188,7 +190,7 @@ class Preparation:
         found["WHERRY_PARAMS"] = json.dumps(self.params())
         # A segmentation fault then says where it was.
         wanted = {"PYTHONFAULTHANDLER": "1"}
-        if not self._attached:
+        if not self._tty:  # where output shows line by line anyway
             wanted["PYTHONUNBUFFERED"] = "1"
         # A single process that asked for no share may use the machine, as it would without us.
         if config["world_size"] > 1 or self._spec.get("resources", {}).get("cpu"):

@@ -14,11 +14,16 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any, Callable
+from collections.abc import Callable
 
 from wherry.agent import protocol
-from wherry.agent.calls import Control, Refused, Replaced, Unreachable, backoff, own_address
 from wherry.agent.journal import Journal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # what only annotations need would cost a tenth of the start
+    from typing import Any
+
+    from wherry.agent.calls import Control
 
 BATCH = 7 * 2**20  #: bytes of one request; a longer frame goes alone
 PACE = 0.05  #: seconds between two requests while little is written
@@ -28,6 +33,7 @@ class Sender(threading.Thread):
     """
     ``on_stop()`` is called when the run is to stop, ``on_replaced()`` when this incarnation was
     replaced; both may be called again. ``ports``: what this rank offers to the others.
+    ``patience``: seconds to wait before the first call.
     """
 
     def __init__(
@@ -38,27 +44,34 @@ class Sender(threading.Thread):
         ports: list[int],
         on_stop: Callable[[], None],
         on_replaced: Callable[[], None],
+        patience: float,
     ) -> None:
         super().__init__(name="sender", daemon=True)
         self._config = config
         self._journal = journal
-        self._control = Control(config)
+        self._patience = patience
+        self._control: Control
         self._ports = ports
         self._on_stop = on_stop
         self._on_replaced = on_replaced
         self._hello_due = True
-        self._finishing = False
+        self._finishing = threading.Event()
 
     def finish(self) -> None:
         """Return once everything is acknowledged, or this incarnation was replaced."""
-        self._finishing = True
+        self._finishing.set()
         self._journal.written.set()
         self.join()
 
     def run(self) -> None:
         """The thread."""
+        self._finishing.wait(self._patience)
+        # Here and not above: this takes as long as the rest of the agent's start.
+        from wherry.agent.calls import Control, Refused, Replaced, Unreachable, backoff
+
+        self._control = Control(self._config)
         delays = backoff()
-        while not (self._finishing and not self._journal.unsent and not self._hello_due):
+        while not (self._finishing.is_set() and not self._journal.unsent and not self._hello_due):
             try:
                 self._step()
                 delays = backoff()
@@ -91,11 +104,13 @@ class Sender(threading.Thread):
         self._journal.acknowledge(int(answer["acked"]))
         if answer.get("stop"):
             self._on_stop()
-        if len(body) < BATCH // 2 and not self._finishing:
-            time.sleep(PACE)
+        if len(body) < BATCH // 2 and not self._finishing.is_set():
+            self._finishing.wait(PACE)
             self._journal.written.wait(self._config["heartbeat"])
 
     def _hello(self) -> bytes:
+        from wherry.agent.calls import own_address
+
         address = own_address(self._control.host, self._control.port)
         hello = {
             "protocol": protocol.PROTOCOL,

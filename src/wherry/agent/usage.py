@@ -16,20 +16,25 @@ from typing import Any
 from wherry.agent import platform, protocol
 from wherry.agent.journal import Journal
 
-PERIOD = 2.0  #: seconds between two points
 _GPU_PERIOD = 10.0  #: seconds: nvidia-smi takes up to half a second of its own
 _QUERY = "index,utilization.gpu,memory.used"
 
 
 class Usage:
-    """The use of everything below this process, as USAGE frames."""
+    """
+    The use of everything below this process, as USAGE frames.
 
-    def __init__(self, journal: Journal, limits: dict[str, Any]) -> None:
+    ``kills``: how many processes the kernel had killed for memory when the program started.
+    """
+
+    period = 2.0  #: seconds between two points
+
+    def __init__(self, journal: Journal, limits: dict[str, Any], kills: int) -> None:
         self._journal = journal
         self._limit: int | None = limits.get("memory")
         self._cgroups: list[str] = list(limits.get("cgroup") or ())
         self._enforced = platform.enforced(self._cgroups)
-        self._kills = platform.oom_kills(self._cgroups)
+        self._kills = kills
         self._cpu: dict[int, float] = {}
         self._at = time.monotonic()
         self._smi = shutil.which("nvidia-smi")

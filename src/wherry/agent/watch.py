@@ -10,41 +10,64 @@ import os
 import threading
 import time
 import traceback
-from pathlib import Path
-from typing import Callable
+from collections.abc import Callable
 
-from wherry.agent.reports import ReportTail
-from wherry.agent.tensorboard import EventFiles
-from wherry.agent.usage import PERIOD, Usage
+from wherry.agent import platform
+from wherry.agent.journal import Journal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # what only annotations need would cost a tenth of the start
+    from pathlib import Path
+    from typing import Any
+
+    from wherry.agent.reports import ReportTail
+    from wherry.agent.tensorboard import EventFiles
+    from wherry.agent.usage import Usage
 
 _PACE = 0.2  #: seconds between two looks at the report file
+_FIRST = 0.5  #: seconds until the first look at the rest
 
 
 class Watch(threading.Thread):
-    """``on_oom()`` is called, perhaps again, when the program is over its memory limit."""
+    """
+    ``env``, ``cwd`` and ``command`` are the program's. ``on_oom()`` is called, perhaps again, when
+    it is over its memory limit. ``reports`` and ``usage`` are there after ``finish``.
+    """
 
     def __init__(
         self,
-        reports: ReportTail,
-        events: EventFiles,
-        usage: Usage,
+        config: dict[str, Any],
+        journal: Journal,
+        *,
+        env: dict[str, str],
+        cwd: str,
+        command: list[str],
         on_oom: Callable[[], None],
     ) -> None:
         super().__init__(name="watch", daemon=True)
-        self._reports, self._events, self._usage = reports, events, usage
+        self._config, self._journal = config, journal
+        self._env, self._cwd, self._command = env, cwd, command
         self._on_oom = on_oom
+        self._began = time.time() - 1
+        self._kills = platform.oom_kills(config["limits"].get("cgroup") or ())
         self._ended = threading.Event()
+        self.reports: ReportTail
+        self.usage: Usage
+        self._events: EventFiles
 
     def run(self) -> None:
         """The thread."""
-        due = time.monotonic() + 0.5
+        # The program's own start, and its first line, go before what is imported for this.
+        self._ended.wait(_PACE)
+        self._make()
+        due = time.monotonic() + _FIRST - _PACE
         while not self._ended.wait(_PACE):
             try:
-                self._reports.poll()
+                self.reports.poll()
                 if time.monotonic() >= due:
-                    due = time.monotonic() + PERIOD
+                    due = time.monotonic() + self.usage.period
                     self._events.poll()
-                    if self._usage.poll():
+                    if self.usage.poll():
                         self._on_oom()
             except Exception:
                 # To lose a point is better than to lose the rest of them.
@@ -54,8 +77,22 @@ class Watch(threading.Thread):
         """The program has ended: take the last of it."""
         self._ended.set()
         self.join()
-        self._reports.poll()
+        self.reports.poll()
         self._events.poll(thorough=True)
+
+    def _make(self) -> None:
+        from pathlib import Path
+
+        from wherry.agent.reports import ReportTail
+        from wherry.agent.tensorboard import EventFiles
+        from wherry.agent.usage import Usage
+
+        self.reports = ReportTail(Path(self._env["WHERRY_REPORT"]), self._journal)
+        self.usage = Usage(self._journal, self._config["limits"], self._kills)
+        output = Path(self._env["WHERRY_OUTPUT_DIR"])
+        rank = self._config["rank"]
+        folders = event_folders(Path(self._cwd), output, self._command, rank)
+        self._events = EventFiles(self._journal, folders, self._began)
 
 
 def event_folders(cwd: Path, output: Path, argv: list[str], rank: int) -> list[Path]:
