@@ -84,7 +84,7 @@ def test_every_module_says_why_it_exists(path: Path) -> None:
 
 #: Files that must name what the others must not, with the reason.
 NAMED_ON_PURPOSE = {
-    ("a registry's host", "tests/unit/test_environment_ladder.py"): "proves that it is left out",
+    ("a registry's host", "tests/unit/test_environment_words.py"): "proves that it is left out",
 }
 
 
