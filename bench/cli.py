@@ -66,7 +66,7 @@ def measure(rounds: int, folder: Path) -> dict[str, dict[str, float]]:
                         stdout=subprocess.DEVNULL,
                     )  # fmt: skip
     finally:
-        subprocess.run([*WHERRY, "down"], cwd=project, env=env, check=False)
+        subprocess.run([*WHERRY, "down"], cwd=project, env=env, check=True)
     return {
         name: {
             "first_ms": min(firsts[name]),
