@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # what only annotations need would cost a tenth of the start
     _Path = Union[str, PathLike[str]]
 
 SEGMENT = 32 * 2**20  #: bytes after which a new segment starts
+RETRY = 1.0  #: seconds after which a full disk is tried again
 MEMORY = 16 * 2**20  #: bytes of frames that may wait in memory for room on the disk
 
 _Frame = tuple[int, bytes]  # seq, whole frame
@@ -66,6 +67,7 @@ class Journal:
         self._sent = 0  # bytes at its beginning that are acknowledged
         self._memory: deque[_Frame] = deque()
         self._in_memory = 0
+        self._retry_at = 0.0  # until then the disk is taken to be full
         self._dropped = [0, 0, 0]  # bytes and lines of output, other frames
         self._cursor: tuple[int, str, int] | None = None  # next seq, its file, offset there
         self._recover()
@@ -111,9 +113,10 @@ class Journal:
                 self._in_memory -= len(self._memory.popleft()[1])
             if self._cursor and self._cursor[0] == self.acked + 1:
                 self._sent = self._cursor[2] if self._cursor[1] == self._newest else 0
-            if self.acked == self.last and self._size > SEGMENT // 4:
+            # At once where the disk is full: this may be all the room that there is.
+            if self.acked == self.last and (self._size > SEGMENT // 4 or any(self._dropped)):
                 os.ftruncate(self._fd, 0)
-                self._size, self._sent, self._cursor = 0, 0, None
+                self._size, self._sent, self._cursor, self._retry_at = 0, 0, None, 0.0
             # Written over in place: this needs no room on a full disk.
             with contextlib.suppress(OSError):
                 os.pwrite(self._acked_fd, b"%020d" % self.acked, 0)
@@ -127,7 +130,7 @@ class Journal:
     def _append(self, kind: int, payload: bytes, when: float) -> bool:
         """Whether the frame was kept."""
         frame = protocol.frame(kind, self.last + 1, when, payload)
-        output = kind == protocol.LOG
+        output = kind == protocol.LOG and payload[0] != protocol.SYSTEM
         fits = not output or self._spooled() + len(frame) <= self._limit
         if fits and not self._memory and self._write(frame):
             self.last += 1
@@ -145,19 +148,22 @@ class Journal:
         return True
 
     def _write(self, frame: bytes) -> bool:
+        if self._retry_at and time.monotonic() < self._retry_at:
+            return False
         try:
             if self._size + len(frame) > SEGMENT and self._size:
                 self._seal()
-            written = os.write(self._fd, frame)
-            if written < len(frame):
-                os.ftruncate(self._fd, self._size)
-                return False
+            whole = os.write(self._fd, frame) == len(frame)
         except OSError:
+            whole = False
+        if whole:
+            self._size += len(frame)
+            self._retry_at = 0.0
+        else:
+            self._retry_at = time.monotonic() + RETRY
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, self._size)
-            return False
-        self._size += len(frame)
-        return True
+        return whole
 
     def _seal(self) -> None:
         """Rename the current segment after its first frame and start a new one."""
@@ -186,17 +192,17 @@ class Journal:
         """Whether output is kept again; first moves to the disk what waits in memory."""
         while self._memory and self._write(self._memory[0][1]):
             self._in_memory -= len(self._memory.popleft()[1])
-        # Some room beyond the limit, or every line would be followed by a line about it.
-        return not self._memory and self._spooled() < self._limit * 3 // 4
+        # Not at once, or every line would be followed by a line about it.
+        waited = time.monotonic() >= self._retry_at
+        return waited and not self._memory and self._spooled() < self._limit * 3 // 4
 
     def _confess(self) -> None:
         """Say how much was not kept, once there is room to say it."""
-        before, self._dropped = self._dropped, [0, 0, 0]
-        size, lines, others = before
+        size, lines, others = self._dropped
         also = f" and {others} other reports" if others else ""
         text = f"{size} bytes ({lines} lines) of output{also} were not kept: there was no room\n"
-        if not self._append(protocol.LOG, bytes([protocol.SYSTEM]) + text.encode(), time.time()):
-            self._dropped = before
+        if self._append(protocol.LOG, bytes([protocol.SYSTEM]) + text.encode(), time.time()):
+            self._dropped = [0, 0, 0]
 
     def _spooled(self) -> int:
         """Bytes on disk that are not acknowledged."""

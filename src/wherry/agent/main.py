@@ -203,11 +203,11 @@ class Agent:
             die_with_agent()
             platform.enter_cgroups(cgroups)
 
-        for folder in (prepared.env["WHERRY_OUTPUT_DIR"], prepared.env["WHERRY_CHECKPOINT_DIR"]):
-            os.makedirs(folder, exist_ok=True)
         if self._ports:
             self._ports.release()
         try:
+            for name in ("WHERRY_OUTPUT_DIR", "WHERRY_CHECKPOINT_DIR"):
+                os.makedirs(prepared.env[name], exist_ok=True)
             started = program.start(
                 prepared.command,
                 prepared.env,
@@ -220,7 +220,8 @@ class Agent:
             name = prepared.command[0]
             raise Failed("start", f"{name!r} cannot be started: {error}") from None
         child = {"pid": started.pid, "started": platform.pid_started(started.pid)}
-        with open(f"{self._folder}/child.json", "w") as file:
+        # On a full disk the program is still found by its mark.
+        with contextlib.suppress(OSError), open(f"{self._folder}/child.json", "w") as file:
             json.dump(child, file)
         record = json.dumps({"pid": started.pid}).encode()
         self._journal.append(protocol.STARTED, record)

@@ -42,9 +42,8 @@ def outcome(
     if cause == "oom":
         limit = spec.get("resources", {}).get("memory")
         given = f"the {_mebibytes(limit)} it was given" if limit else "there is on this machine"
-        message = (
-            f"the program used more memory than {given}; it was seen to use {_mebibytes(peak)}"
-        )
+        seen = f"; it was seen to use {_mebibytes(peak)}" if peak else ""
+        message = f"the program used more memory than {given}{seen}"
         hint = "give it more with --memory, or make batches smaller"
     elif cause == "timeout":
         message = f"the program took longer than its timeout of {spec.get('timeout'):g} s"

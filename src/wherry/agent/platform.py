@@ -256,9 +256,11 @@ def oom_kills(cgroups: Iterable[str]) -> int:
     return 0
 
 
-def cgroup_memory(cgroups: Iterable[str]) -> int:
-    """Bytes in use in these cgroups; 0 where that is not known."""
+def cgroup_memory(cgroups: Iterable[str], *, peak: bool = False) -> int:
+    """Bytes in use in these cgroups, or the most that ever were; 0 where that is not known."""
     names = ("memory.current", "memory.usage_in_bytes")
+    if peak:
+        names = ("memory.peak", "memory.max_usage_in_bytes")
     return max((int(_read(f"{g}/{n}") or 0) for g in cgroups for n in names), default=0)
 
 

@@ -39,7 +39,7 @@ class Usage:
         self._at = time.monotonic()
         self._smi = shutil.which("nvidia-smi")
         self._gpu_due = 0.0
-        self.peak = 0  #: bytes: the most that was seen
+        self._peak = 0
 
     def poll(self) -> bool:
         """Add a point; whether the program is over its limit and nobody but us enforces it."""
@@ -59,7 +59,7 @@ class Usage:
             memory = platform.proportional_memory(p.pid for p in found) or memory
             points["memory"] = float(memory)
             over = memory > self._limit
-        self.peak = max(self.peak, int(points["memory"]))
+        self._peak = max(self._peak, int(points["memory"]))
         if self._smi and now >= self._gpu_due:
             self._gpu_due = now + _GPU_PERIOD
             points.update(self._gpus())
@@ -67,6 +67,11 @@ class Usage:
         series = {name: ([int(stamp)], [stamp], [value]) for name, value in points.items()}
         self._journal.append(protocol.USAGE, protocol.pack_series(series), stamp)
         return over
+
+    @property
+    def peak(self) -> int:
+        """Bytes: the most that was seen."""
+        return max(self._peak, platform.cgroup_memory(self._cgroups, peak=True))
 
     def ran_out(self, code: int) -> bool:
         """Whether a program that ended with ``code`` did so as the kernel killed for memory."""
