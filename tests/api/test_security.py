@@ -1,4 +1,4 @@
-"""Every door is locked: the walk is over the application itself, so a new route cannot be forgotten."""
+"""Every door is locked: the walk is over the application, so a new route cannot be forgotten."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_a_waiting_run_says_what_it_waits_for() -> None:
 
 
 def test_what_can_never_fit_is_refused_with_both_numbers() -> None:
-    with pytest.raises(UnsatisfiableResources, match="asks for 8 cores.*has 4"):
+    with pytest.raises(UnsatisfiableResources, match=r"asks for 8 cores.*has 4"):
         check(spec(workers=4, cpu=2.0), MACHINE)
     with pytest.raises(UnsatisfiableResources, match=r"16.0Gi memory.*8.0Gi"):
         check(spec(memory=16 * GIB), MACHINE)

@@ -128,12 +128,11 @@ def test_a_stop_in_the_answer_to_a_report_stops_the_program(rank: Rank) -> None:
 
 
 def test_a_stop_before_the_start_starts_nothing(tmp_path: Path, sink: AgentSink) -> None:
-    sink.expect("r1-1", 2)
     rank = Rank(tmp_path, sink, world_size=2).start("open('ran', 'w')")
     sink.wait(lambda: bool(sink.hellos))
     rank.stop()
     assert rank.wait() == 0
-    assert sink.wait_exit("r1-1")["state"] == "stopped"
+    assert sink.wait_exit(rank.attempt)["state"] == "stopped"
     assert not (rank.work / "ran").exists()
 
 

@@ -182,7 +182,7 @@ def test_a_program_over_its_memory_is_killed_and_the_cause_says_so(rank: Rank) -
 def test_a_missing_command_and_a_missing_interpreter_have_words(
     tmp_path: Path, sink: AgentSink
 ) -> None:
-    end = Rank(tmp_path, sink, run="r1", spec={"command": ["no-such-program"]}).run()
+    end = Rank(tmp_path, sink, spec={"command": ["no-such-program"]}).run()
     assert end["cause"] == "start" and "no-such-program" in end["message"]
     gone = {"environment": {"python": str(tmp_path / "gone")}}
     end = Rank(tmp_path, sink, run="r2", spec=gone).run()

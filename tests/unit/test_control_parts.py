@@ -91,7 +91,8 @@ def test_a_report_is_taken_apart() -> None:
     assert report.state is RankState.RUNNING and report.phases == {"bundle": 0.5}
     assert report.params == {"lr": 0.1} and report.files[0].path == "m/model.ubj"
     assert report.exit is not None
-    assert (report.exit.exit_code, report.exit.result) == (3, "b" * 64)
+    assert (report.exit.exit_code, report.exit.last_lines) == (3, ("x",))
+    assert (report.started, report.result) == (102.0, "b" * 64)
     log, metric = report.chunks
     assert (log.count, metric.count) == (3, 3)
     texts = [(line.stream, line.text) for line in logs.lines(log, logs.LogQuery())]

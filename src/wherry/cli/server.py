@@ -63,7 +63,7 @@ def _status(status: Status) -> Iterator[tuple[str, str]]:
     yield "home", status.home
     yield "started", ago(status.started)
     yield "schema", status.schema
-    yield "active", "  ".join(f"{count} {state}" for state, count in status.runs.items() if count)
+    yield "runs", "  ".join(f"{count} {state}" for state, count in status.runs.items()) or "none"
     for kind in ("free", "total"):
         yield kind, _amount((status.capacity or {}).get(kind) or {})
 

@@ -95,7 +95,6 @@ class _Builder:
         self.files: list[File] = []
         self.params: dict[str, Scalar] = {}
         self.phases: dict[str, float] = {}
-        self.result = ""
 
     def add(self, kind: int, seq: int, time: float, payload: memoryview) -> None:
         if self.last and seq != self.last + 1:
@@ -143,9 +142,9 @@ class _Builder:
             phase = msgspec.json.decode(payload, type=dict[str, str | float])
             self.phases[str(phase["phase"])] = float(phase["seconds"])
         elif kind == protocol.STARTED:
-            self.fields["state"] = RankState.RUNNING
+            self.fields |= {"state": RankState.RUNNING, "started": time}
         elif kind == protocol.RESULT:
-            self.result = check_digest(msgspec.json.decode(payload)["digest"])
+            self.fields["result"] = check_digest(msgspec.json.decode(payload)["digest"])
         elif kind == protocol.EXIT:
             self.fields["exit"] = self._exit(time, msgspec.json.decode(payload, type=_Exit))
 
@@ -166,8 +165,6 @@ class _Builder:
     def report(self) -> Report | None:
         if not self.last:
             return None
-        if self.result and (end := self.fields.get("exit")):
-            self.fields["exit"] = msgspec.structs.replace(end, result=self.result)
         return Report(
             attempt=self.who.attempt,
             rank=self.who.rank,

@@ -158,7 +158,7 @@ class Status(Struct, frozen=True, kw_only=True):
     home: str
     started: float
     schema: str
-    runs: dict[str, int]  #: how many by state
+    runs: dict[str, int]  #: how many in each state that has any
     capacity: dict[str, Any] | None = None
 
 

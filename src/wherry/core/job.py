@@ -28,7 +28,7 @@ _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 def parse_bytes(text: str | int | float) -> int:
     """``"4Gi"``, ``"512M"`` or a number as bytes. :raises InvalidSpec: otherwise."""
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?i?)b?\s*", str(text), re.I)
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?i?)b?\s*", str(text), re.IGNORECASE)
     if not match or match[2].lower() not in _UNITS:
         raise InvalidSpec(f"{text!r} is not an amount of memory", hint="write 512Mi, 4Gi or 2G")
     return int(float(match[1]) * _UNITS[match[2].lower()])

@@ -110,13 +110,6 @@ class ControlPlane:
             bus=bus,
             removed=lambda run_id: shutil.rmtree(home / "checkpoints" / run_id, ignore_errors=True),
         )
-        cleanup = Cleanup(
-            store=store,
-            blobs=blobs,
-            delete=use_cases.delete,
-            prune_cache=lambda days: environment.prune(str(home / "cache"), days),
-            keep=(home / "secret", home / "token"),
-        )
         self.services = Services(
             store=store,
             blobs=blobs,
@@ -125,7 +118,7 @@ class ControlPlane:
             live=live,
             bus=bus,
             reconciler=self.reconciler,
-            cleanup=cleanup,
+            cleanup=_cleanup(home, store, blobs, use_cases),
             bundled=lru_cache(64)(lambda bundle: entries(blobs, bundle)),
             home=home,
             owner=getpass.getuser(),
@@ -180,6 +173,16 @@ def embedded(home: Path, *, url: str) -> ControlPlane:
         store=SqlStore.open(f"sqlite:///{home / 'wherry.db'}"),
         blobs=ObjectBlobs.open(str(home / "blobs")),
         backends={"local": backend},
+    )
+
+
+def _cleanup(home: Path, store: Store, blobs: Blobs, use_cases: Runs) -> Cleanup:
+    return Cleanup(
+        store=store,
+        blobs=blobs,
+        delete=use_cases.delete,
+        prune_cache=lambda days: environment.prune(str(home / "cache"), days),
+        keep=(home / "secret", home / "token"),
     )
 
 

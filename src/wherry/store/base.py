@@ -60,7 +60,6 @@ class Exit(Struct, frozen=True, kw_only=True):
     cause: Cause = ""
     message: str = ""
     last_lines: tuple[str, ...] = ()
-    result: str = ""
 
 
 class Report(Struct, frozen=True, kw_only=True):
@@ -78,7 +77,7 @@ class Report(Struct, frozen=True, kw_only=True):
     phases: dict[str, float] = {}
     state: RankState | None = None  #: RUNNING when the program started
     started: float | None = None  #: when that was; None: when the report is stored
-    result: str = ""  #: digest of the pickled result, where it came before the exit
+    result: str = ""  #: digest of the pickled result
     exit: Exit | None = None
 
 
@@ -122,6 +121,10 @@ class Store(Protocol):
 
     def runs(self, where: RunFilter) -> list[Run]:
         """Newest first, at most ``where.limit``."""
+        ...
+
+    def count_runs(self) -> dict[RunState, int]:
+        """How many runs there are in each state that has any."""
         ...
 
     def move_run(

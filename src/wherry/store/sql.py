@@ -83,6 +83,10 @@ class SqlStore:
         with self._database.transaction() as connection:
             return runs.page(connection, where)
 
+    def count_runs(self) -> dict[RunState, int]:
+        with self._database.transaction() as connection:
+            return runs.count(connection)
+
     def move_run(
         self,
         run_id: str,

@@ -14,7 +14,15 @@ from wherry.store.base import Store
 _READS = frozenset(
     {
         *("close", "run", "resolve", "runs", "attempt", "attempts", "live_attempts", "chunks"),
-        *("series", "params", "files", "events", "finished_before", "referenced_blobs"),
+        *(
+            "count_runs",
+            "series",
+            "params",
+            "files",
+            "events",
+            "finished_before",
+            "referenced_blobs",
+        ),
     }
 )
 

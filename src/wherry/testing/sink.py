@@ -1,5 +1,5 @@
 """
-A control plane that is nothing but the agents' end: it answers ``/agent/v1`` and keeps what it hears.
+A control plane that is only the agents' end: it answers ``/agent/v1`` and keeps what it hears.
 
 Used by the tests of the agent and by ``BackendContract``. It can fail in named ways (see
 :data:`Mode`) and keeps the rule of the real one: a frame is stored once, in order.
@@ -154,7 +154,7 @@ class AgentSink:
         return found
 
     def wait(self, condition: Callable[[], bool], timeout: float = 30.0, what: str = "") -> None:
-        """Return once ``condition`` holds; it is asked after every request. :raises TimeoutError:"""
+        """Return once ``condition`` holds, asked after every request. :raises TimeoutError:"""
         deadline = time.monotonic() + timeout
         with self._changed:
             while not condition():

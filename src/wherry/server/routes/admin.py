@@ -16,9 +16,8 @@ from litestar.status_codes import HTTP_200_OK, HTTP_202_ACCEPTED
 from wherry._version import __version__
 from wherry.core.api import Backup, BackupDone, Prune, Pruned, Status
 from wherry.core.job import json_schema
-from wherry.core.states import RUN_TERMINAL, RunState
+from wherry.core.states import RunState
 from wherry.server.services import Wired
-from wherry.store.base import RunFilter
 
 
 @get("/healthz", sync_to_thread=False)
@@ -37,10 +36,7 @@ def readyz(services: Wired) -> dict[str, Any]:
 @get("/status", sync_to_thread=True)
 def status(services: Wired) -> Status:
     """The control plane: who, where, how much."""
-    active = frozenset(RunState) - RUN_TERMINAL
-    counts = {state.value: 0 for state in RunState}
-    for run in services.store.runs(RunFilter(states=active, limit=10**6)):
-        counts[run.state] += 1
+    counts = services.store.count_runs()
     local = services.runs.backends.get("local")
     capacity = local.capacity() if local else None
     return Status(
@@ -50,7 +46,7 @@ def status(services: Wired) -> Status:
         home=str(services.home),
         started=services.started,
         schema=services.schema,
-        runs={state: n for state, n in counts.items() if n},
+        runs={state.value: counts[state] for state in RunState if state in counts},
         capacity=msgspec.to_builtins(capacity) if capacity else None,
     )
 

@@ -199,12 +199,10 @@ def move(
 
 
 def ending(exit: Exit) -> dict[str, Any]:
-    """The fields of a rank that an exit sets. An earlier result is kept where it names none."""
+    """The fields of a rank that an exit sets."""
     names = ("exit_code", "signal", "cause", "message", "last_lines")
     fields: dict[str, Any] = {name: getattr(exit, name) for name in names}
     fields["ended"] = exit.time
-    if exit.result:
-        fields["result"] = exit.result
     return fields
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, delete, exists, insert, select, update
+from sqlalchemy import Connection, delete, exists, func, insert, select, update
 
 from wherry.core.ids import ALPHABET
 from wherry.core.job import JobSpec
@@ -113,6 +113,12 @@ def page(connection: Connection, where: RunFilter) -> list[Run]:
         conditions.append(runs.c.ordinal < ordinal)
     newest = _ROW.where(*conditions).order_by(runs.c.ordinal.desc())
     return [Run(**row._mapping) for row in connection.execute(newest.limit(where.limit))]
+
+
+def count(connection: Connection) -> dict[RunState, int]:
+    """See ``Store.count_runs``."""
+    rows = connection.execute(select(runs.c.state, func.count()).group_by(runs.c.state))
+    return {RunState(state): number for state, number in rows}
 
 
 def move(

@@ -119,7 +119,7 @@ def everything(store: Store, *, key: str = "") -> AttemptId:
     attempt = AttemptId(run.id, 1)
     store.arrive(attempt, 0, 1, address="10.0.0.1", ports=(1, 2))
     kinds: tuple[ChunkKind, ...] = ("log", "metric", "usage")
-    end = Exit(state=RankState.FAILED, time=3.0, exit_code=1, last_lines=("no",), result=blob(7))
+    end = Exit(state=RankState.FAILED, time=3.0, exit_code=1, last_lines=("no",))
     first = report(
         attempt,
         chunks=[chunk(b"x" * 5000, kind) for kind in kinds],
@@ -129,6 +129,7 @@ def everything(store: Store, *, key: str = "") -> AttemptId:
         phases={"environment": 0.5},
         state=RankState.RUNNING,
         started=2.0,
+        result=blob(7),
         exit=end,
     )
     assert store.ingest([first]) == [1]

@@ -11,7 +11,6 @@ from wherry.core.states import RANK_NEXT, RUN_NEXT, RankState, RunState
 from wherry.errors import NotFound, StaleToken
 from wherry.store.base import Exit, Store
 from wherry.testing.stores.data import (
-    blob,
     finished,
     rank_path,
     run_path,
@@ -28,7 +27,6 @@ END = Exit(
     cause="exit",
     message="no such file",
     last_lines=("Traceback", "héllo"),
-    result=blob(1),
 )
 
 
@@ -172,7 +170,7 @@ class RankContract:
         attempt = started(store)
         assert store.move_rank(attempt, 0, RankState.FAILED, exit=END)
         rank = store.attempt(attempt).ranks[0]
-        for name in ("exit_code", "signal", "cause", "message", "last_lines", "result"):
+        for name in ("exit_code", "signal", "cause", "message", "last_lines"):
             assert getattr(rank, name) == getattr(END, name)
         assert rank.ended == END.time
 

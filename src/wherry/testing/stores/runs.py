@@ -10,7 +10,7 @@ from wherry.core.job import Call, Code, Environment, JobSpec
 from wherry.core.run import AttemptId, Event, Verdict
 from wherry.core.states import RUN_NEXT, RUN_TERMINAL, RankState, RunState
 from wherry.errors import AmbiguousName, Conflict, IdempotencyMismatch, NotFound, Unavailable
-from wherry.store.base import Exit, RunFilter, Store
+from wherry.store.base import RunFilter, Store
 from wherry.testing.stores.data import (
     OWN,
     OpenStore,
@@ -156,6 +156,12 @@ class RunContract:
     def test_runs_are_listed_newest_first_also_within_a_second(self, store: Store) -> None:
         made = [submit(store, created=5.0).id for _ in range(5)]
         assert [run.id for run in store.runs(RunFilter())] == made[::-1]
+
+    def test_runs_are_counted_by_state(self, store: Store) -> None:
+        assert store.count_runs() == {}
+        ids = [submit(store).id for _ in range(3)]
+        store.move_run(ids[0], RunState.QUEUED)
+        assert store.count_runs() == {RunState.SUBMITTED: 2, RunState.QUEUED: 1}
 
     def test_pages_follow_one_another_without_gap(self, store: Store) -> None:
         made = [submit(store, created=5.0).id for _ in range(5)]
@@ -318,8 +324,6 @@ class RunContract:
         run = submit(store, spec=JobSpec(call=spec.call, code=spec.code, environment=environment))
         store.create_attempt(run.id, 1, world_size=1, time=1.0)
         attempt = AttemptId(run.id, 1)
-        store.ingest([report(attempt, files={"model": blob(5)})])
-        end = Exit(state=RankState.SUCCEEDED, time=2.0, result=blob(6))
-        store.move_rank(attempt, 0, RankState.SUCCEEDED, exit=end)
+        store.ingest([report(attempt, files={"model": blob(5)}, result=blob(6))])
         submit(store, spec=spec)  # names two of them again
         assert sorted(store.referenced_blobs()) == [blob(n) for n in range(1, 7)]
