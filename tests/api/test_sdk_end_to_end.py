@@ -66,9 +66,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 client.stop(run.id, grace=0.1)
                 client.wait(run.id, WAIT)
         sdk.stop_server(folder)
-        for child in sdk._children:
-            child.wait(10)
-        sdk._children.clear()
 
 
 @pytest.fixture

@@ -31,9 +31,6 @@ _ASK = 2.0  # seconds for /healthz
 _STEP = 0.02  # seconds between looks
 _ALREADY = 75  # exit status of a server that gave way to another
 
-#: Servers that this process started: a Popen that is thrown away complains that its child runs.
-_children: list[Popen[bytes]] = []
-
 
 class ServerInfo(Struct, frozen=True, kw_only=True):
     """``server.json``: what the control plane of this machine says of itself. Mode 0600."""
@@ -104,15 +101,19 @@ def start_server(home: Path, *, wait: float = 20.0) -> ServerInfo:
     offset = log.stat().st_size if log.exists() else 0
     child = _spawn(home, log)
     deadline = time.monotonic() + wait
-    while time.monotonic() < deadline:
-        if found := find_server(home):
-            return found
-        left = child.poll()
-        if left is not None and left != _ALREADY:
-            raise _died(home, offset)
-        if left == _ALREADY and not _locked(home):
-            child = _spawn(home, log)  # the one it gave way to has gone
-        time.sleep(_STEP)
+    try:
+        while time.monotonic() < deadline:
+            if found := find_server(home):
+                return found
+            left = child.poll()
+            if left is not None and left != _ALREADY:
+                raise _died(home, offset)
+            if left == _ALREADY and not _locked(home):
+                child = _spawn(home, log)  # the one it gave way to has gone
+            time.sleep(_STEP)
+    finally:
+        # It outlives us and nobody waits for it: a Popen that is thrown away need not complain.
+        child.returncode = child.returncode or 0
     raise Unavailable(
         f"the control plane did not answer within {wait:g} s{_tail(log, offset)}",
         hint=f"its log: {log}",
@@ -154,7 +155,7 @@ def stop_server(home: Path, *, wait: float = 20.0) -> bool:
 def _probe(home: Path) -> tuple[ServerInfo, Http] | None:
     """The server that answers, with a connection to it that is warm."""
     info = _read(home)
-    if info is None or not _alive(info.pid):
+    if info is None:
         return None
     http = Http(Endpoint(info.url, info.token), renew=_renew(home))
     try:
@@ -180,7 +181,8 @@ def _renew(home: Path) -> Callable[[], Endpoint | None]:
         info = _read(home)
         if info is None:
             return None
-        if not _alive(info.pid):
+        # Not by its pid: a dead process has one until its parent, perhaps idle, looks.
+        if not _locked(home):
             with suppress(WherryError):
                 info = start_server(home)
         return Endpoint(info.url, info.token)
@@ -195,18 +197,6 @@ def _read(home: Path) -> ServerInfo | None:
         return None
 
 
-def _alive(pid: int) -> bool:
-    for child in _children:
-        child.poll()  # a dead child is a process until somebody looks
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass
-    return pid > 0
-
-
 def _spawn(home: Path, log: Path) -> Popen[bytes]:
     import subprocess
 
@@ -216,7 +206,7 @@ def _spawn(home: Path, log: Path) -> Popen[bytes]:
     env = {k: v for k, v in os.environ.items() if k not in VARIABLES}
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
-        child = subprocess.Popen(
+        return subprocess.Popen(
             # -P and the folder: nothing in a person's project may shadow a module of the server's
             [sys.executable, "-P", "-m", "wherry.server", "--home", str(home)],
             cwd=home,
@@ -228,8 +218,6 @@ def _spawn(home: Path, log: Path) -> Popen[bytes]:
         )
     finally:
         os.close(descriptor)
-    _children.append(child)
-    return child
 
 
 def _locked(home: Path) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import fcntl
 import json
 import logging
@@ -19,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import uvicorn
 
@@ -37,8 +38,7 @@ def main() -> int:
     home: Path = parser.parse_args().home.absolute()
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = (home / "server.lock").open("a")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = _lock(home / "server.lock")  # noqa: F841 - as long as this function runs
     except BlockingIOError:
         print(f"another process serves {home}", file=sys.stderr)
         return ALREADY
@@ -55,6 +55,18 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     return 0
+
+
+def _lock(path: Path) -> IO[str]:
+    """Hold the lock for life. :raises BlockingIOError: where another does."""
+    lock = path.open("a")
+    for _ in range(4):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        time.sleep(0.005)  # a client that looks whether it is held holds it for an instant
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return lock
 
 
 def serve(home: Path) -> None:

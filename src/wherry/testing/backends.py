@@ -168,8 +168,7 @@ class BackendContract:
         backend.launch(plan)
         bench.leash.catch_all(2)
         bench.factory().launch(plan)
-        bench.canary()
-        assert bench.leash.started() == 3
+        assert bench.strays(workers=2) == 0
 
     def test_launch_again_is_nothing_after_the_end(self, bench: Bench) -> None:
         backend = bench.factory()
@@ -179,8 +178,8 @@ class BackendContract:
         backend.launch(plan)
         bench.factory().launch(plan)
         assert bench.phases(plan.request.attempt) == ["ended"]
-        bench.canary()
-        assert bench.leash.started() == 2
+        bench.leash.catch()
+        assert bench.strays() == 0
 
     def test_objects_that_race_to_launch_launch_once(self, bench: Bench) -> None:
         plan = bench.factory().plan(bench.request(workers=2))
@@ -201,8 +200,7 @@ class BackendContract:
             racer.join()
         assert failures == []
         bench.leash.catch_all(2)
-        bench.canary()
-        assert bench.leash.started() == 3
+        assert bench.strays(workers=2) == 0
 
     def test_a_launch_that_fails_leaves_nothing(
         self, bench: Bench, broken_factory: BackendFactory
@@ -347,8 +345,7 @@ class BackendContract:
         bench.factory().launch(plan)
         seen = bench.factory().observe(plan.request.attempt)
         assert [(rank.phase, rank.cause) for rank in seen.ranks] == [("ended", "stopped")] * 2
-        bench.canary()
-        assert bench.leash.started() == 1
+        assert bench.strays(workers=2) == 0
 
     def test_stop_ends_a_program_that_listens(self, bench: Bench) -> None:
         backend = bench.factory()

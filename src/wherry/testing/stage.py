@@ -101,10 +101,15 @@ class Bench:
 
         return eventually(over, within=self.patience)
 
-    def canary(self) -> None:
-        """Launch something else and see it end: what was to start before has started by now."""
-        self.ended(self.launch(self.factory(), "pass"))
-        self.leash.catch()
+    def strays(self, workers: int = 1) -> int:
+        """
+        How many programs have started that no test has caught. Two launches of ``workers`` ranks
+        see their end first, one after the other: what was to start before has started by then.
+        """
+        for _ in range(2):
+            self.ended(self.launch(self.factory(), "pass", workers=workers))
+        known = len(self.leash.held)
+        return self.leash.started() - known - 2 * workers
 
     def exit(self, attempt: AttemptId, rank: int = 0) -> dict[str, Any]:
         """What the agent said at its end."""
