@@ -304,12 +304,48 @@ def test_only_what_changed_travels(project: Path, receiver: Receiver) -> None:
     assert push(client, prepared) == 0
 
 
-def test_an_edit_between_capture_and_push_is_noticed(project: Path, receiver: Receiver) -> None:
+def test_an_edit_between_capture_and_push_is_captured_too(
+    project: Path, receiver: Receiver
+) -> None:
     prepared = prepare(draft("train.py"))
     write(project, "train.py", "print('edited')")
-    with pytest.raises(ChangedDuringCapture, match=r"train\.py"):
-        send(receiver.client(), prepared)
+    run = send(receiver.client(), prepared)
+    assert b"print('edited')" in receiver.blobs.values()
+    assert b"print('training')" not in receiver.blobs.values()
     assert prepared.spec.code.bundle not in receiver.blobs
+    assert run.spec.code.bundle in receiver.blobs
+
+
+def never_at_rest(project: Path, receiver: Receiver) -> None:
+    """Have a file of the project grow whenever it is about to be sent."""
+
+    def missing(seen: Seen) -> Answer:
+        with (project / "other.txt").open("a") as log:
+            log.write("a line\n")
+        return receiver.missing(seen)
+
+    write(project, "other.txt", "begun\n")
+    receiver.on("POST /api/v1/blobs/missing", missing)
+
+
+def test_a_file_that_never_rests_is_left_out_of_the_record_of_a_run_in_place(
+    project: Path, receiver: Receiver
+) -> None:
+    never_at_rest(project, receiver)
+    run = send(receiver.client(), prepare(draft("train.py", foreground=True)))
+    manifest = msgspec.json.decode(receiver.blobs[run.spec.code.bundle], type=Manifest)
+    assert "train.py" in {entry.path for entry in manifest.entries}
+    assert [(left.path, "written to" in left.why) for left in manifest.left_out] == [
+        ("other.txt", True)
+    ]
+
+
+def test_a_file_that_never_rests_is_named_where_the_run_needs_a_copy(
+    project: Path, receiver: Receiver
+) -> None:
+    never_at_rest(project, receiver)
+    with pytest.raises(ChangedDuringCapture, match=r"other\.txt"):
+        send(receiver.client(), prepare(draft("train.py")))
 
 
 def test_where_nothing_can_be_pushed_the_reason_is_told(project: Path, receiver: Receiver) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -28,6 +28,7 @@ from wherry.errors import BundleError, ChangedDuringCapture, FileTooLarge, LinkO
 MANY_FILES = 20_000
 
 _PIECE = 1 << 20
+_WRITTEN = "was being written to while the project was captured"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ def capture(
     script: Path | None = None,
     large: Literal["refuse", "leave-out"] = "refuse",
     max_file: int | None = None,
+    unsettled: Collection[str] = (),
 ) -> Captured:
     """
     The project in ``root`` as a manifest.
@@ -57,7 +59,8 @@ def capture(
     Secrets and what cannot travel are named in ``manifest.left_out``. With ``large="leave-out"`` so
     is what would be an error otherwise: the run works in the folder itself and the bundle is a
     record. ``script`` travels even where an ignore rule hides it. ``max_file``: bytes, by default
-    the setting. ``cache``: a folder for the stat cache.
+    the setting. ``cache``: a folder for the stat cache. ``unsettled``: paths to leave out because
+    they are written to all the time.
 
     :raises FileTooLarge: a file over ``max_file``.
     :raises LinkOutOfTree: a symbolic link that is absolute or leaves ``root``.
@@ -68,8 +71,10 @@ def capture(
     limit = settings.get("max_file") if max_file is None else max_file
     capturing = _Capturing(root, StatCache(cache, root), limit, strict=large == "refuse")
     paths, wanted = capturing.list(script)
-    for path in sorted(paths):
+    for path in sorted(paths.difference(unsettled)):
         capturing.add(path, allowed=path in wanted)
+    for path in sorted(paths.intersection(unsettled)):
+        capturing.skip(path, _WRITTEN)
     capturing.cache.save()
     return capturing.result()
 
@@ -171,7 +176,7 @@ class _Capturing:
             hint = f"make it readable, or add it to {IGNORE_FILE}"
             self.refuse(path, why, lambda: BundleError(f"{path} {why}", hint=hint))
             return None
-        why = "was being written to while the project was captured"
+        why = _WRITTEN
         hint = f"wait for the writer, or add {path} to {IGNORE_FILE}"
         self.refuse(path, why, lambda: ChangedDuringCapture(f"{path} {why}", hint=hint))
         return None

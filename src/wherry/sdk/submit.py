@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,13 +28,16 @@ from wherry.core.api import RunDetail, Submit
 from wherry.core.bundle import LeftOut
 from wherry.core.job import Code, Environment, JobSpec
 from wherry.core.run import Run
-from wherry.errors import BundleMissing
+from wherry.errors import BundleMissing, ChangedDuringCapture
 from wherry.sdk.client import Client, new_key
 from wherry.sdk.functions import Function, import_folder, import_path
 from wherry.sdk.target import Target, find_target
 
 if TYPE_CHECKING:
     from wherry.bundle.environment import Choice
+
+
+_TRIES = 3  # captures of a project that is edited meanwhile, before the last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,7 @@ class Prepared:
     blobs: Mapping[str, bytes] = field(default_factory=dict, repr=False)  #: beside the files
     notes: tuple[str, ...] = ()  #: for the person
     parent: str = ""  #: the run that this one repeats
+    draft: Draft | None = None  #: what it was made of, where the project can be captured again
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
@@ -83,10 +87,11 @@ class Prepared:
         return (*self.blobs, *(self.captured.paths if self.captured else ()))
 
 
-def prepare(draft: Draft) -> Prepared:
+def prepare(draft: Draft, *, unsettled: Collection[str] = ()) -> Prepared:
     """
     The draft as a complete JobSpec, and the bytes that it refers to.
 
+    :param unsettled: paths of the project that are left out.
     :raises ScriptNotFound: :raises InvalidSpec: :raises BundleError: :raises EnvironmentFailed:
     """
     if draft.base is not None:
@@ -100,6 +105,7 @@ def prepare(draft: Draft) -> Prepared:
         cache=settings.home() / "client",
         script=anchor,
         large="leave-out" if in_place else "refuse",
+        unsettled=unsettled,
     )
     environment, blobs, notes = _environment(draft, root, target, in_place=in_place)
 
@@ -121,7 +127,7 @@ def prepare(draft: Draft) -> Prepared:
         in_place=str(captured.root) if in_place else "",
     )
     spec = msgspec.structs.replace(files.spec(data), code=code, environment=environment)
-    return Prepared(spec=spec, captured=captured, blobs=blobs, notes=notes)
+    return Prepared(spec=spec, captured=captured, blobs=blobs, notes=notes, draft=draft)
 
 
 def send(
@@ -136,10 +142,38 @@ def send(
     """
     Make the run; push first what the control plane does not have.
 
+    A file that was edited since :func:`prepare` is captured again. One that never rests is an error
+    where the run needs it; where it works in the folder itself, the record does without.
+
     :param attach: a Unix socket on this machine that the run's agents connect to.
     :param key: an idempotency key; by default a fresh one for this call.
-    :raises ChangedDuringCapture: where a file was edited since :func:`prepare`.
+    :raises ChangedDuringCapture: where a file is written to all the time.
     """
+    unsettled: set[str] = set()
+    for _ in range(_TRIES):
+        try:
+            return _send(client, prepared, backend, foreground, attach, key or new_key())
+        except ChangedDuringCapture:
+            if prepared.draft is None:
+                raise
+            again = prepare(prepared.draft, unsettled=unsettled)
+            if again.spec.code.in_place:
+                unsettled |= _edited(prepared, again)
+            prepared = again
+    return _send(client, prepared, backend, foreground, attach, key or new_key())
+
+
+def _edited(before: Prepared, after: Prepared) -> set[str]:
+    """The paths that are not as they were."""
+    assert before.captured is not None and after.captured is not None
+    was = {entry.path: entry for entry in before.captured.manifest.entries}
+    now = {entry.path: entry for entry in after.captured.manifest.entries}
+    return {path for path in was if was[path] != now.get(path)}
+
+
+def _send(
+    client: Client, prepared: Prepared, backend: str, foreground: bool, attach: str, key: str
+) -> Run:
     submit = Submit(
         spec=prepared.spec,
         backend=backend,
@@ -147,7 +181,6 @@ def send(
         attach=attach,
         parent=prepared.parent,
     )
-    key = key or new_key()
     try:
         return client.submit(submit, key=key)
     except BundleMissing:
