@@ -174,7 +174,7 @@ def test_a_backup_is_whole_private_and_taken_while_runs_go_on(
     assert done.status_code == 200, done.text
     assert target.stat().st_mode & 0o077 == 0
     with tarfile.open(target) as tar:
-        tar.extractall(tmp_path / "out", filter="data")
+        tar.extractall(tmp_path / "out")
     rows = sqlite3.connect(tmp_path / "out/wherry.db").execute("select id from runs").fetchall()
     assert rows == [(run.id,)]
     assert (tmp_path / "out/blobs" / sha(b"model")).read_bytes() == b"model"

@@ -278,7 +278,7 @@ def test_ctrl_c_on_a_terminal_interrupts_the_program(attached: Rank, person: Per
 
 def test_a_forwarded_signal_reaches_the_program(attached: Rank, person: Person) -> None:
     attached.start(
-        "import time\ntry:\n    print('ready', flush=True); time.sleep(600)\n"
+        "import sys, time\ntry:\n    sys.stdout.write('ready\\n'); time.sleep(600)\n"
         "except KeyboardInterrupt: print('caught')\n"
     )
     person.accept()

@@ -20,7 +20,7 @@ _HEAD = "<!-- written by `python -m wherry.cli.reference docs/reference`; do not
 
 def command_line() -> str:
     """Every command with its options, from the click tree."""
-    context = click.Context(cli, info_name="wherry")
+    context = click.Context(cli, info_name="wherry", **cli.context_settings)
     parts = ["# The command line\n", _help(cli)]
     for section, rows in COMMANDS.items():
         parts.append(f"## {section}\n")
