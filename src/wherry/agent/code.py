@@ -114,7 +114,7 @@ class Code:
                 why = f"{name!r} was left out of the bundle: {left['why']}"
                 break
         else:
-            why = "the bundle does not have it"
+            why = "an ignore rule left it out, or it was not there when the run was made"
         message = f"{path!r} is not in the bundle's copy that the run works in; {why}"
         hint = f"let it travel: write !{path} into .wherryignore; or run it in the foreground"
         return message, f"{hint}, which works in the project's own folder"

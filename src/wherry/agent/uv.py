@@ -212,7 +212,12 @@ _REASONS = (
         "{0} {1} has no wheel for this Python or platform",
         "take another version of it, or another --python",
     ),
-    (r"No interpreter found for (Python [^ \n]+)", "there is no {0} on this machine", ""),
+    (
+        r"No interpreter found for (Python [^ \n]+)",
+        "there is no {0} on this machine",
+        "install it, or name another with --python",
+    ),
+    (r"Invalid version request: (.+)", "{0}", "name a version like 3.12 with --python"),
 )
 
 
@@ -226,4 +231,5 @@ def explain(said: str) -> tuple[str, str]:
             return message.format(*match.groups()), hint
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     causes = [line for line in lines if line.startswith(("error:", "cause:"))]
-    return (causes or lines or ["uv failed without a word"])[-1], ""
+    last = (causes or lines or ["it failed without a word"])[-1]
+    return "uv: " + re.sub(r"^(error|cause):\s*", "", last), ""

@@ -44,6 +44,9 @@ def load(text: str, *, format: Format, source: str = "job file") -> dict[str, An
         data = _PARSERS[format](text, source)
     except RecursionError:
         raise InvalidSpec(f"{source}: it is nested too deeply") from None
+    except InvalidSpec as error:
+        hint = error.hint or "look there and above: an open bracket, an open quote, a tab"
+        raise InvalidSpec(error.message, hint=hint) from None
     if not isinstance(data, dict):
         raise InvalidSpec(
             f"{source}: expected keys and values, found {_shown(data)}",
