@@ -310,7 +310,10 @@ def test_what_belongs_to_other_projects_does_not_reach_uv() -> None:
         ),
         ("error: failed\n  cause: No space left on device (os error 28)", "no space is left"),
         ("error: Invalid version request: 3.1.2.3", "3.1.2.3"),
-        ("error: No interpreter found for Python 3.1 in x", "there is no Python 3.1 on this machine"),
+        (
+            "error: No interpreter found for Python 3.1 in x",
+            "there is no Python 3.1 on this machine",
+        ),
         ("error: something new\n  cause: the moon\n", "uv: the moon"),
         ("", "uv: it failed without a word"),
     ],
