@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from wherry.core import elastic, retry
 from wherry.core.causes import FREE, SYMPTOMS, Cause
-from wherry.core.roster import ends_with, roster
+from wherry.core.roster import ends_with, label, roster
 from wherry.core.run import Attempt, Observation, Rank, RankObservation, Run, Verdict
 from wherry.core.states import RANK_TERMINAL, RankState, RunState
 
@@ -424,7 +424,7 @@ def judge(rank: Rank, run: Run) -> Verdict:
     message, _, hint = (what or f"ended: {rank.state}").partition("\nhint: ")
     return Verdict(
         cause=rank.cause or "exit",
-        message=f"rank {rank.rank}: {message}" if run.spec.world_size > 1 else message,
+        message=f"{label(run.spec, rank.rank)}: {message}" if run.spec.world_size > 1 else message,
         hint=hint or _HINTS.get(rank.cause, ""),
         rank=rank.rank,
         exit_code=rank.exit_code,
