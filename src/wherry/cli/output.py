@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from wherry.cli.colour import is_terminal, paint, wants_colour
+from wherry.cli.colour import is_terminal, paint, visible, wants_colour
 from wherry.core.api import json_number
 
 STATE_STYLES = {
@@ -88,7 +88,7 @@ def thing(item: Any, fields: Callable[[Any], Iterable[tuple[str, str]]], *, json
     width = max((len(name) for name, _ in shown), default=0)
     for name, text in shown:
         head = paint(name.ljust(width), "bold", sys.stdout)
-        body = text.replace("\n", "\n" + " " * (width + 2))
+        body = visible(text).replace("\n", "\n" + " " * (width + 2))
         write(f"{head}  {paint(body, state_style(body), sys.stdout)}\n")
 
 
@@ -102,7 +102,7 @@ def table(items: Sequence[Any], columns: Sequence[Column]) -> None:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return visible(" ".join(text.split()))
 
 
 def _plain_table(rows: Sequence[Sequence[str]], columns: Sequence[Column]) -> None:
@@ -139,12 +139,12 @@ def _rich_table(rows: Sequence[Sequence[str]], columns: Sequence[Column]) -> Non
 
 def note(text: str) -> None:
     """Prose for the person, on stderr."""
-    print(text, file=sys.stderr)
+    print(visible(text), file=sys.stderr)
 
 
 def hint(text: str) -> None:
     """What to do next, on stderr."""
-    print(paint("hint:", "bold cyan", sys.stderr), text, file=sys.stderr)
+    print(paint("hint:", "bold cyan", sys.stderr), visible(text), file=sys.stderr)
 
 
 def ago(when: float | None, now: float | None = None) -> str:
