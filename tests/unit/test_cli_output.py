@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from tests.unit.test_cli_commands import RUN, Call, FakeClient, call, client
-from wherry.cli import main, output
+from wherry.cli import main, output, words
 from wherry.cli.colour import visible
-from wherry.core.run import Run
+from wherry.core.run import Run, Verdict
 
 __all__ = ["call", "client"]  # fixtures
 
@@ -27,8 +27,8 @@ def test_control_characters_of_others_are_written_out(
 ) -> None:
     spec = msgspec.structs.replace(RUN.spec, tags=(EVIL,), note=EVIL)
     with_run(monkeypatch, msgspec.structs.replace(RUN, name=EVIL, spec=spec, reason=EVIL))
-    for words in (("ps",), ("show", "r1")):
-        status, out, _ = call(*words)
+    for command in (("ps",), ("show", "r1")):
+        status, out, _ = call(*command)
         assert status == 0 and "\x1b" not in out and "\x07" not in out
         assert r"\x1b]0;owned\x07" in out
 
@@ -52,3 +52,27 @@ def test_get_stays_here_whatever_the_run_is_called(
     assert status == 0, err
     assert not (tmp_path.parent / "evil").exists()
     assert (tmp_path / "evil-x-r1/model.json").exists(), out
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_a_narrow_terminal_costs_words_and_never_an_id_or_a_state(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int
+) -> None:
+    verdict = Verdict(cause="exit", message="rank 0: " + "a long reason " * 20)
+    spec = msgspec.structs.replace(RUN.spec, tags=("baseline", "a-second-long-tag"))
+    runs = [
+        msgspec.structs.replace(
+            RUN, id=f"rngb4syyc{n:03d}", name="a-name-that-is-long", verdict=verdict, spec=spec
+        )
+        for n in range(3)
+    ]
+    monkeypatch.setattr(output, "is_terminal", lambda stream: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    output.table(runs, words.columns(RUN.created + 7200))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    for run, line in zip(runs, lines[1:], strict=True):
+        cells = line.split()
+        assert cells[0] == run.id and "failed" in cells and "2 h ago  1m 00s" in line, line
+    if width == 80:
+        assert all(len(line.rstrip()) <= width for line in lines)

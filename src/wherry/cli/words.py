@@ -59,13 +59,13 @@ def columns(now: float) -> list[Column]:
     """A list of runs, for people."""
     return [
         Column("ID", lambda run: run.id),
-        Column("NAME", lambda run: run.name),
+        Column("NAME", lambda run: run.name, shrinks=True),
         Column("STATE", lambda run: str(run.state), style=state_style),
         Column("RANKS", lambda run: str(run.spec.world_size), right=True),
         Column("CREATED", lambda run: ago(run.created, now)),
         Column("TOOK", lambda run: duration(seconds(run, now)), right=True),
-        Column("TAGS", lambda run: " ".join(run.spec.tags)),
-        Column("WHY", outcome),
+        Column("TAGS", lambda run: " ".join(run.spec.tags), shrinks=True),
+        Column("WHY", outcome, shrinks=True),
     ]
 
 
