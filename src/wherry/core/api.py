@@ -8,7 +8,7 @@ Called by ``server.routes`` and ``sdk.client``. Paths are below ``/api/v1``; eve
 =========================== =================================================================
 GET  /status                → Status
 POST /shutdown              → 202; runs go on
-GET  /schemas/job           → JSON schema of a JobSpec
+GET  /schemas/job           → JSON schema of a job file
 POST /blobs/missing         Digests → Digests: those the server does not have
 POST /blobs/pack            a pack (``agent.protocol.iter_pack``) → 204
 GET  /blobs/{digest}        → bytes

@@ -220,5 +220,5 @@ def decode_spec(data: bytes | str) -> JobSpec:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of a JobSpec, as published at ``/api/v1/schemas/job``."""
+    """The JSON schema of a JobSpec in its own form. ``core.schema`` has what people write."""
     return msgspec.json.schema(JobSpec)

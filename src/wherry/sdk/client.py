@@ -64,7 +64,7 @@ class Client:
         self.http.call("POST", f"{_ROOT}/shutdown", again=False)
 
     def job_schema(self) -> dict[str, Any]:
-        """The JSON schema of a JobSpec."""
+        """The JSON schema of a job file, as people write it."""
         return self._get("/schemas/job", dict[str, Any])
 
     def prune(self, *, days: float | None = None, dry_run: bool = False) -> Pruned:
