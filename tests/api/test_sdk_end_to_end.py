@@ -14,6 +14,7 @@ import pytest
 
 import wherry
 from wherry import errors
+from wherry.core.job import Environment
 from wherry.sdk import connect as sdk
 from wherry.sdk.submit import Draft, from_run, prepare, send
 from wherry.testing.waiting import eventually
@@ -124,6 +125,23 @@ def test_a_module_and_a_job_file_run(project: Path) -> None:
         assert run.result(WAIT) is None
     assert (job.name, job.spec.workers, job.spec.note) == ("from-file", 2, "n")
     assert module.spec.command == ("python", "-m", "train", "x y")
+
+
+def test_a_jobspec_runs_in_a_copy_of_the_project_with_what_it_says(project: Path) -> None:
+    spec = wherry.JobSpec(command=("python", "train.py"), name="by-spec", workers=2, tags=("a",))
+    run = wherry.run(spec, "--epochs", 3, tags=["b"])
+    run.wait(WAIT)
+    assert run.state == "succeeded", run.verdict
+    assert (run.name, run.spec.workers, run.spec.tags) == ("by-spec", 2, ("b",))
+    assert run.spec.code.bundle and not run.spec.code.in_place
+    assert "rank 1 of 2 ['--epochs', '3']" in {line.text for line in run.logs()}
+
+
+def test_a_client_takes_a_jobspec_as_it_is(project: Path) -> None:
+    client = wherry.connect()
+    python = Environment(python=sys.executable)
+    made = client.submit(wherry.JobSpec(command=("python", "-c", ""), environment=python))
+    assert client.wait(made.id, WAIT).state == "succeeded"
 
 
 def test_a_function_of_a_module_returns_its_value(project: Path) -> None:
