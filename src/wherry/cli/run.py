@@ -215,6 +215,7 @@ def _attend(given: dict[str, Any], draft: Draft) -> int:
     from wherry.sdk import submit
 
     client, prepared = _prepare(given, draft)
+    _say_unrecorded(prepared)
     with Listener() as listener:
         run = submit.send(client, prepared, foreground=True, attach=listener.path)
         seen = foreground.attend(listener, run, lambda: client, json=given["as_json"])
@@ -259,6 +260,16 @@ def _finish(client: Client, run: Run, seen: Outcome, *, as_json: bool) -> int:
             "\n  ".join((f"{run.name} {run.state}: {run.verdict.message}", *last)), run.verdict.hint
         )
     return status
+
+
+def _say_unrecorded(prepared: Prepared) -> None:
+    """One line on what a run in place uses and its record does not hold: it cannot be repeated."""
+    from wherry.bundle import unrecorded
+    from wherry.cli import output
+
+    if prepared.captured and (found := unrecorded(prepared.captured.manifest)):
+        more = f", and {len(found) - 1} more: wherry show" if len(found) > 1 else ""
+        output.note(f"not in the record: {found[0].path} ({found[0].why}){more}")
 
 
 def _say(prepared: Prepared) -> None:

@@ -40,6 +40,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from wherry.core.bundle import LeftOut
 from wherry.core.job import JobSpec, Scalar
 from wherry.core.run import Attempt, Event, Run, Series
 
@@ -76,6 +77,7 @@ class RunDetail(Struct, frozen=True, kw_only=True):
     params: dict[str, Scalar]
     metrics: tuple[Series, ...]
     events: tuple[Event, ...]
+    left_out: tuple[LeftOut, ...] = ()  #: what of the project is not in its bundle, and why
 
 
 class LogLine(Struct, frozen=True, kw_only=True):
