@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.api.conftest import Plane
+from wherry.agent import protocol as p
+from wherry.cli import words
 from wherry.control.cleanup import Cleanup
+from wherry.core.api import RunDetail
 from wherry.core.run import Run
 from wherry.errors import StorageFull
 from wherry.server import app
@@ -77,3 +81,28 @@ def test_a_retry_that_is_sent_twice_makes_one_run(plane: Plane) -> None:
     assert answers[0].json()["id"] == answers[1].json()["id"] != first.id
     other = plane.http.post(url, content=b'{"name": "other"}', headers=headers)
     assert other.status_code == 409 and other.json()["error"]["code"] == "idempotency-mismatch"
+
+
+def test_a_clock_that_jumps_backwards_ends_no_run_and_makes_no_negative_time(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [time.time()]
+    monkeypatch.setattr(plane.control.reconciler, "clock", lambda: now[0])
+    monkeypatch.setattr(plane.control.services.runs, "clock", lambda: now[0])
+    run = plane.submit()
+    agent = plane.agent(run)
+    agent.start()
+    plane.until(run.id, "running")
+    now[0] -= 7200
+    assert plane.control.services.live.silent(agent.who.attempt) == frozenset()
+    series = p.pack_series({"loss": ([1, 2], [5000.0, 100.0], [0.5, 0.25])})
+    agent.say((p.METRIC, series), (p.LOG, b"\x01later\n"))
+    agent.exit()
+    done = plane.until(run.id, "succeeded")
+    assert words.seconds(done, now[0]) == 0.0
+    (loss,) = plane.answer(plane.http.get(f"/api/v1/runs/{run.id}"), RunDetail).metrics
+    assert (loss.count, loss.last, loss.last_step) == (2, 0.25, 2)
+    after = plane.submit("python", "next.py")
+    assert plane.agent(after).hello().status_code == 200
+    newest = plane.answer(plane.http.get("/api/v1/runs"), list[Run])
+    assert {r.id for r in newest} == {run.id, after.id}

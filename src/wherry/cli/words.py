@@ -31,8 +31,8 @@ def exit_status(run: Run) -> int:
 
 
 def seconds(run: Run, now: float) -> float | None:
-    """How long it has run, or ran."""
-    return None if run.started is None else (run.ended or now) - run.started
+    """How long it has run, or ran; 0 where the clock was turned back meanwhile."""
+    return None if run.started is None else max(0.0, (run.ended or now) - run.started)
 
 
 def outcome(run: Run) -> str:
