@@ -43,7 +43,7 @@ def files(ref: str, on: str, as_json: bool) -> None:
             Column("DIGEST", lambda file: file.digest[:12]),
         ],
         json=as_json,
-        empty="no files\nhint: what a script writes to wherry.output_dir() is kept",
+        empty="no files\nhint: what a script writes to wherry.output_dir is kept",
     )
 
 
