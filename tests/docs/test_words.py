@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import click
 import pytest
 
 from tests.docs.pages import GUIDES, ROOT, name
+from wherry.cli import run
 
 TEXTS = [*GUIDES, *sorted(ROOT.glob("src/**/*.py"))]
 
@@ -15,3 +17,18 @@ TEXTS = [*GUIDES, *sorted(ROOT.glob("src/**/*.py"))]
 @pytest.mark.parametrize("path", TEXTS, ids=name)
 def test_the_folders_of_a_run_are_attributes_wherever_they_are_named(path: Path) -> None:
     assert not re.search(r"wherry\.(output|checkpoint)_dir\(", path.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=name)
+def test_every_rung_that_a_page_names_is_a_choice(page: Path) -> None:
+    option = next(param for param in run.run.params if param.name == "environment")
+    assert isinstance(option.type, click.Choice)
+    named = set(re.findall(r"--environment[ =]([a-z]+)", page.read_text("utf-8")))
+    assert named <= set(option.type.choices)
+
+
+def test_the_guide_names_every_rung() -> None:
+    option = next(param for param in run.run.params if param.name == "environment")
+    assert isinstance(option.type, click.Choice)
+    guide = (ROOT / "docs/guides/environments.md").read_text("utf-8")
+    assert all(f"`{choice}`" in guide for choice in option.type.choices)
