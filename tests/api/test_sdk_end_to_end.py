@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -234,13 +235,26 @@ def test_a_run_again_has_the_code_of_then(project: Path) -> None:
     assert again.detail().run.parent == first.id
 
 
-def test_a_rank_that_submits_is_told_how_to_guard_it(project: Path) -> None:
+def test_a_script_that_submits_is_told_to_be_started_without_us(project: Path) -> None:
     (project / "nested.py").write_text("import wherry\nwherry.run('train.py')")
     run = wherry.run("nested.py")
     with pytest.raises(errors.RunFailed):
         run.result(WAIT)
     said = "\n".join(line.text for line in run.logs())
-    assert "NestedSubmit" in said and 'if __name__ == "__main__":' in said
+    assert "NestedSubmit" in said and "python nested.py" in said and "__main__" not in said
+
+
+def test_a_module_that_submits_when_a_rank_imports_it_is_told_how_to_guard_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "import wherry\ndef work():\n    return 1\n"
+    (project / "guarded.py").write_text(text)
+    monkeypatch.syspath_prepend(project)
+    work = importlib.import_module("guarded").work
+    (project / "guarded.py").write_text(text + "wherry.run(work)\n")
+    with pytest.raises(errors.NestedSubmit) as caught:
+        wherry.run(work).result(WAIT)
+    assert 'if __name__ == "__main__":' in str(caught.value)
 
 
 @pytest.mark.parametrize(

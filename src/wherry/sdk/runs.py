@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import html
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -307,9 +308,14 @@ def _fetch(client: Client, ref: str, file: File, target: Path) -> None:
 
 def _refuse_nested() -> None:
     if run_id := os.environ.get("WHERRY_RUN_ID"):
+        main = os.path.basename(getattr(sys.modules["__main__"], "__file__", "") or "")
+        # Where the rank runs a function, the file that has it is imported, and only then.
+        hint = 'a rank imports this file too: put the call below  if __name__ == "__main__":'
+        if main != "wherry_call.py":
+            hint = f"start it with  python {main or 'SCRIPT'}:  a run cannot submit runs"
         raise NestedSubmit(
             f"this is rank {os.environ.get('WHERRY_RANK', '0')} of run {run_id}: it cannot submit",
-            hint='a rank imports this file too: put the call below  if __name__ == "__main__":',
+            hint=hint,
         )
 
 
