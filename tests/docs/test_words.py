@@ -10,6 +10,7 @@ import pytest
 
 from tests.docs.pages import GUIDES, ROOT, name
 from wherry.cli import run
+from wherry.cli.foreground import TWICE
 
 TEXTS = [*GUIDES, *sorted(ROOT.glob("src/**/*.py"))]
 
@@ -32,3 +33,10 @@ def test_the_guide_names_every_rung() -> None:
     assert isinstance(option.type, click.Choice)
     guide = (ROOT / "docs/guides/environments.md").read_text("utf-8")
     assert all(f"`{choice}`" in guide for choice in option.type.choices)
+
+
+def test_how_soon_a_second_ctrl_c_has_to_come_is_written_wherever_it_is_promised() -> None:
+    guide = (ROOT / "docs/guides/first-run.md").read_text("utf-8")
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for text in (guide, readme, run.run.help or ""):
+        assert f"within {TWICE:g} s" in " ".join(text.split())

@@ -101,8 +101,8 @@ def run(ctx: click.Context, /, **given: Any) -> None:
     Run a script, recorded: like `python SCRIPT ARGS`, with its exit status.
 
     SCRIPT is a Python file, -m MODULE, a job file (.yaml .toml .json), or -- and any program.
-    Ctrl-C is SIGINT for the script; a second one stops the run; Ctrl-\\ detaches. With --json the
-    script's stdout goes to stderr.
+    Ctrl-C is SIGINT for the script; a second one within 5 s stops the run; Ctrl-\\ detaches. With
+    --json the script's stdout goes to stderr.
     """
     if not given["words"] and not given["source"]:
         raise click.UsageError("nothing to run\nhint: wherry run script.py", ctx)
