@@ -71,7 +71,7 @@ def replace(home: Path, backup: Path) -> None:
     """
     from wherry.sdk.connect import find_server, stop_server
 
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings.make_home(home)
     work = home / f"restore-{os.urandom(6).hex()}"
     new, old = work / "new", work / "old"
     for folder in (work, new, old):

@@ -100,6 +100,7 @@ def prepare(draft: Draft, *, unsettled: Collection[str] = ()) -> Prepared:
     in_place = draft.foreground if draft.in_place is None else draft.in_place
     anchor = target.script if draft.function is None else draft.function.file
     target, root = _place(target, anchor, in_place=in_place)
+    settings.make_home(settings.home())
     captured = capture(
         root,
         cache=settings.home() / "client",
