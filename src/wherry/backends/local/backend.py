@@ -87,9 +87,10 @@ class LocalBackend:
             )
         if gpus * len(request.members) > len(machine.gpus()):
             raise CapabilityMissing(
-                f"the run asks for {gpus} GPUs for each of {len(request.members)} ranks; this "
+                f"the run asks for {gpus} GPU{'s' * (gpus != 1)} for each rank, of which there "
+                f"{'is 1' if len(request.members) == 1 else f'are {len(request.members)}'}; this "
                 f"machine has {len(machine.gpus())}",
-                hint="ask for fewer with --gpu, or choose a cluster with --on",
+                hint="ask for fewer with --gpu",
             )
         ranks = [
             self._plan_rank(request, member.rank, member.incarnation) for member in request.members
