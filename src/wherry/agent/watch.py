@@ -79,6 +79,7 @@ class Watch(threading.Thread):
         self.join()
         self.reports.poll()
         self._events.poll(thorough=True)
+        self.usage.finish()
 
     def _make(self) -> None:
         from pathlib import Path

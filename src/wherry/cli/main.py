@@ -60,6 +60,8 @@ EXIT_CODES: dict[int, str] = {
     6: "the control plane cannot be reached, is not ready, or is out of space",
     7: "the time to wait is over",
     70: "a defect of Wherry",
+    126: "a program could not be started",
+    127: "a program was not there",
     130: "interrupted by Ctrl-C",
     141: "the reader of the output went away",
 }

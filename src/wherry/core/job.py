@@ -211,13 +211,19 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
         for env in (self.env, *(role.env for role in self.roles.values())):
             for key, value in env.items():
                 if not key or "=" in key or "\0" in key + value:
-                    raise InvalidSpec(f"{key!r} is not the name of an environment variable")
+                    raise InvalidSpec(
+                        f"{key!r} is not the name of an environment variable",
+                        hint="write NAME=VALUE",
+                    )
         self._check_group()
         for name, rule in self.metrics.items():
             try:
                 groups = re.compile(rule.pattern).groups
             except re.error as error:
-                raise InvalidSpec(f"metric {name!r}: {rule.pattern!r}: {error}") from None
+                raise InvalidSpec(
+                    f"metric {name!r}: {rule.pattern!r}: {error}",
+                    hint="a regular expression with the number in parentheses: loss=([0-9.]+)",
+                ) from None
             if groups < 1:
                 raise InvalidSpec(
                     f"metric {name!r}: {rule.pattern!r} has no group",

@@ -87,9 +87,10 @@ class LocalBackend:
         gpus = sum(count * ask.gpu for count, ask in shares(request.spec))
         if gpus > len(machine.gpus()):
             raise CapabilityMissing(
-                f"the run asks for {gpus} GPUs over its {len(request.members)} ranks; this "
+                f"the run asks for {gpus} GPU{'s' * (gpus != 1)} over its ranks, of which there "
+                f"{'is 1' if len(request.members) == 1 else f'are {len(request.members)}'}; this "
                 f"machine has {len(machine.gpus())}",
-                hint="ask for fewer with --gpu, or choose a cluster with --on",
+                hint="ask for fewer with --gpu",
             )
         places = roster(request.spec)
         roles = [[p.role, p.index] for p in places] if request.spec.roles else []
