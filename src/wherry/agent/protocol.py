@@ -27,8 +27,10 @@ EXIT     JSON ``{"state", "exit_code", "signal", "cause", "message", "last_lines
 =================================== ================================================================
 POST /hello                         JSON ``{"protocol", "host", "address", "ports", "pid",
                                     "python"}`` → ``{"acked", "lease"}``
-GET  /peers?wait=SECONDS            → 200 ``{"peers": [{"rank", "address", "ports"}]}`` once all
-                                    have arrived; 202 ``{"missing": [ranks]}`` when ``wait`` is over
+GET  /peers?wait=SECONDS            → 200 ``{"peers": [{"rank", "address", "ports", "key"}]}`` once
+                                    all have arrived; 202 ``{"missing": [ranks]}`` when ``wait`` is
+                                    over. ``key``: hexadecimal; whoever knows a rank's key is of its
+                                    attempt, see ``agent.remote``
 POST /reports                       body: frames, none for a heartbeat → ``{"acked", "stop"}``.
                                     ``stop``: the run is being stopped; treat it as SIGTERM
 GET  /blobs/DIGEST                  → bytes
@@ -53,6 +55,7 @@ journal     the newest frames; a torn last frame is possible. ``journal.SEQ``: o
 acked       text: the last seq that the control plane has stored
 report      what the user's process appends, see below
 output/     ``wherry.output_dir``
+mpi/        under ``mpirun``: the host file, and who may start what, see ``agent.remote``
 agent.log   the agent's own stderr
 =========== ========================================================================================
 
@@ -104,6 +107,8 @@ CONFIG = {
     "incarnation": "from 1",
     "world_size": "workers x processes",
     "processes": "ranks per worker; local rank = rank % processes",
+    "roles": "[role, index] of every rank, by rank; [] in a job without roles",
+    "launcher": "'torchrun' or 'mpi' where the command starts a worker's processes itself, else ''",
     "spec": "the JobSpec as JSON data",
     "dir": "this rank's own folder: config, journal, output, report file",
     "shared_dir": "the attempt's folder on this machine: the code's copy",

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from wherry.core.launch import launcher
 from wherry.errors import InvalidSpec
 
 SPEC_VERSION = 1
@@ -136,9 +137,14 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     note: str = ""
 
     @property
+    def launcher(self) -> str:
+        """What starts a worker's processes in the agent's place, see ``core.launch``; or ""."""
+        return launcher(self.command)
+
+    @property
     def world_size(self) -> int:
-        """How many ranks the run has."""
-        return self.workers * self.processes
+        """How many ranks the run has: with a launcher, one a worker."""
+        return self.workers * (1 if self.launcher else self.processes)
 
     def check(self) -> JobSpec:
         """This spec. :raises InvalidSpec: where its parts do not fit together."""

@@ -83,7 +83,12 @@ async def peers(
         missing = [r.rank for r in attempt.ranks if not r.address]
         if not missing:
             found = [
-                {"rank": r.rank, "address": r.address, "ports": list(r.ports)}
+                {
+                    "rank": r.rank,
+                    "address": r.address,
+                    "ports": list(r.ports),
+                    "key": services.tokens.key(who.attempt, r.rank),
+                }
                 for r in attempt.ranks
             ]
             return Response({"peers": found})
