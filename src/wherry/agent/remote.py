@@ -168,13 +168,13 @@ def _execute(command: str, line: socket.socket) -> None:
 def run_there(rank: dict[str, Any], command: str) -> int:
     """Run ``command`` on a rank's machine; its exit status, 255 where the line breaks."""
     try:
-        line = _call(rank, {"do": "run", "command": command})
-        while True:
-            stream, size = _FRAME.unpack(_exactly(line, _FRAME.size))
-            data = _exactly(line, size)
-            if not stream:
-                return int(data)
-            os.write(stream, data)
+        with _call(rank, {"do": "run", "command": command}) as line:
+            while True:
+                stream, size = _FRAME.unpack(_exactly(line, _FRAME.size))
+                data = _exactly(line, size)
+                if not stream:
+                    return int(data)
+                os.write(stream, data)
     except OSError as error:
         print(f"wherry: no line to {rank['address']}: {error}", file=sys.stderr)
         return 255
@@ -221,10 +221,14 @@ def _call(rank: dict[str, Any], request: dict[str, Any]) -> socket.socket:
             time.sleep(0.05)
     line.settimeout(None)
     body = json.dumps(request).encode()
-    proof = _proof(bytes.fromhex(rank["key"]), _exactly(line, 32), body)
-    line.sendall(_REQUEST.pack(proof, len(body)) + body)
-    if request["do"] == "hold":
-        _exactly(line, _FRAME.size)  # it was heard
+    try:
+        proof = _proof(bytes.fromhex(rank["key"]), _exactly(line, 32), body)
+        line.sendall(_REQUEST.pack(proof, len(body)) + body)
+        if request["do"] == "hold":
+            _exactly(line, _FRAME.size)  # it was heard
+    except OSError:
+        line.close()
+        raise
     return line
 
 
