@@ -11,7 +11,10 @@ import lightgbm as lgb
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-rank, world_size = int(os.environ.get("WHERRY_RANK", 0)), int(os.environ.get("WHERRY_WORLD_SIZE", 1))
+rank, world_size = (
+    int(os.environ.get("WHERRY_RANK", 0)),
+    int(os.environ.get("WHERRY_WORLD_SIZE", 1)),
+)
 X, y = load_digits(return_X_y=True)
 X, X_test, y, y_test = train_test_split(X, y, test_size=0.2, random_state=0, stratify=y)
 

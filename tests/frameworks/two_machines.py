@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 ADDRESSES = ("10.213.77.1", "10.213.77.2")
+#: Shared memory and a name of its own, as a machine has.
+_OWN = 'mount -t tmpfs none /dev/shm && hostname "$0" && exec "$@"'
+_APART = ("unshare", "--mount", "--uts", "sh", "-c", _OWN)
 
 
 def possible() -> bool:
@@ -32,12 +35,13 @@ def two_machines() -> Iterator[list[list[str]]]:
     try:
         for name in names:
             _ip("netns", "add", name)
-        _ip("link", "add", "wire", "netns", names[0], "type", "veth", "peer", "name", "wire", "netns", names[1])  # fmt: skip
+        other_end = ("peer", "name", "wire", "netns", names[1])
+        _ip("link", "add", "wire", "netns", names[0], "type", "veth", *other_end)
         for name, address in zip(names, ADDRESSES, strict=True):
             _ip("-n", name, "addr", "add", f"{address}/24", "dev", "wire")
             for device in ("lo", "wire"):
                 _ip("-n", name, "link", "set", device, "up")
-        yield [["ip", "netns", "exec", name] for name in names]
+        yield [["ip", "netns", "exec", name, *_APART, name] for name in names]
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)

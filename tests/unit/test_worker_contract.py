@@ -16,10 +16,8 @@ from wherry.core.launch import launcher
 
 
 def peers(count: int, address: str = "10.0.0.{}") -> list[dict[str, Any]]:
-    return [
-        {"rank": r, "address": address.format(r), "ports": [1000 * (p + 1) + r for p in range(PORTS)]}
-        for r in range(count)
-    ]
+    ports = [[1000 * (port + 1) + rank for port in range(PORTS)] for rank in range(count)]
+    return [{"rank": r, "address": address.format(r), "ports": ports[r]} for r in range(count)]
 
 
 def config(rank: int, world: int, **over: Any) -> dict[str, Any]:
@@ -67,7 +65,8 @@ def test_each_rank_knows_its_role_and_its_number_in_it() -> None:
 def test_a_scheduler_makes_a_job_one_of_mxnets() -> None:
     found = with_roles(server=2, scheduler=1, worker=3)
     assert [e["DMLC_ROLE"] for e in found] == ["server"] * 2 + ["scheduler"] + ["worker"] * 3
-    assert {e["DMLC_PS_ROOT_URI"] + ":" + e["DMLC_PS_ROOT_PORT"] for e in found} == {"10.0.0.2:1002"}
+    roots = {f"{e['DMLC_PS_ROOT_URI']}:{e['DMLC_PS_ROOT_PORT']}" for e in found}
+    assert roots == {"10.0.0.2:1002"}
     assert {(e["DMLC_NUM_SERVER"], e["DMLC_NUM_WORKER"]) for e in found} == {("2", "3")}
     assert not any("DMLC_TRACKER_URI" in e or "TF_CONFIG" in e for e in found)
 
@@ -83,13 +82,9 @@ def test_a_gang_under_torchrun_keeps_its_numbers() -> None:
     assert "PET_RDZV_BACKEND" not in found and "RANK" not in found
 
 
-def test_an_elastic_group_under_torchrun_may_shrink_and_grow() -> None:
-    spec = {"group": "elastic", "min_workers": 2, "workers": 8}
-    found = rank_variables(config(0, 4, launcher="torchrun", spec=spec), peers(4))
-    assert found["PET_NNODES"] == "2:8"
-    assert found["PET_RDZV_BACKEND"] == "c10d"
-    assert found["PET_RDZV_ENDPOINT"] == "10.0.0.0:2000"
-    assert "PET_NODE_RANK" not in found
+def test_members_of_a_pool_are_alone() -> None:
+    found = rank_variables(config(1, 2, spec={"group": "pool"}), peers(1))
+    assert all(name.startswith("WHERRY_") for name in found)
 
 
 def test_one_worker_under_torchrun_takes_a_port_of_its_own() -> None:
@@ -110,7 +105,6 @@ def everything() -> dict[str, str]:
     """Every variable that any layout sets."""
     found: dict[str, str] = {}
     layouts: list[dict[str, Any]] = [{}, {"launcher": "torchrun"}]
-    layouts.append({"launcher": "torchrun", "spec": {"group": "elastic"}})
     layouts.append({"roles": [["scheduler", 0], ["worker", 0]]})
     for layout in layouts:
         for world in (1, 2):
@@ -123,9 +117,7 @@ def everything() -> dict[str, str]:
 def test_the_table_has_every_variable_once_and_no_other() -> None:
     names = [row.name for row in CONTRACT]
     assert len(set(names)) == len(names)
-    by_prepare = {"WHERRY_OUTPUT_DIR", "WHERRY_CHECKPOINT_DIR", "WHERRY_PARAMS", "WHERRY_REPORT"}
-    assert set(names) == everything().keys() | by_prepare
-    assert set(protocol.VARIABLES) <= set(names)
+    assert set(names) == everything().keys() | protocol.VARIABLES.keys()
 
 
 def test_alone_nothing_of_a_group_is_set() -> None:

@@ -10,8 +10,8 @@ Runs as a script of its own, ``wherry_rsh.py``, in three parts; ``agent.mpi`` sa
 
 The folder ``WHERRY_MPI`` has ``ranks.json``, mode 0600: ``{"rank", "ranks": [{"address", "port",
 "key"}], "names": {host: rank}}``. A listener greets with 32 random bytes, and hears only whoever
-answers with ``HMAC(its key, greeting + request)``: the keys go to the ranks of one attempt, through
-the control plane, and never over the line. Then it sends frames, ``u8 stream | u32 length | bytes``;
+answers with ``HMAC(its key, greeting + request)``: the keys go to the ranks of one attempt, by the
+control plane, and never over the line. Then it sends frames, ``u8 stream | u32 length | bytes``;
 stream 0 has the exit status as text.
 """
 
@@ -187,8 +187,8 @@ def launch(command: list[str], others: list[dict[str, Any]]) -> int:
     except OSError as error:
         print(f"error: a rank cannot be reached: {error}", file=sys.stderr)
         return 1
-    # Whoever ends us signals the whole process group, so the command hears it, too. A handler, unlike
-    # SIG_IGN, does not stay with the command.
+    # Whoever ends us signals the whole process group, so the command hears it, too. A handler does
+    # not stay with the command, as SIG_IGN would.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     try:

@@ -28,12 +28,12 @@ def rank_variables(config: dict[str, Any], peers: Peers) -> dict[str, str]:
     """The variables of one rank. Those of a framework only where there are several ranks."""
     roles = _roles(config)
     found = _wherry(config, peers, roles)
-    if config.get("launcher") == "torchrun":
-        found.update(_torchrun(config, peers))
-    elif config["world_size"] > 1:
-        found.update(_torch(config, peers))
-        found.update(_torchrun(config, peers))
-    if config["world_size"] > 1:
+    several = config["world_size"] > 1 and config["spec"].get("group") != "pool"
+    if several or config.get("launcher") == "torchrun":
+        found.update(_torchrun(config, peers, several))
+    if several:
+        if config.get("launcher") != "torchrun":  # it gives them to the processes that it starts
+            found.update(_torch(config, peers))
         found.update(_jax(config, peers))
         if _SCHEDULER in dict(roles):
             found.update(_ps_lite(config, peers, roles))
@@ -45,9 +45,11 @@ def rank_variables(config: dict[str, Any], peers: Peers) -> dict[str, str]:
 
 def thread_variables(threads: int) -> dict[str, str]:
     """Thread counts that keep numerical libraries within the cores allotted."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-    names += ("TF_NUM_INTRAOP_THREADS",)  # TensorFlow takes every core otherwise, also under a limit
-    return dict.fromkeys(names, str(max(1, int(threads))))
+    names = ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "TF_NUM_INTRAOP")
+    found = (
+        f"{name}_THREADS" if name.startswith("TF") else f"{name}_NUM_THREADS" for name in names
+    )
+    return dict.fromkeys(found, str(max(1, int(threads))))
 
 
 def _roles(config: dict[str, Any]) -> Roles:
@@ -72,7 +74,6 @@ def _wherry(config: dict[str, Any], peers: Peers, roles: Roles) -> dict[str, Any
         "WHERRY_MASTER_ADDR": peers[0]["address"],
         "WHERRY_MASTER_PORT": peers[0]["ports"][MASTER],
         "WHERRY_PEERS": ",".join(_own(peer) for peer in peers),
-        "WHERRY_MARK": f"{config['run']}-{config['attempt']}/{rank}/{config['incarnation']}",
     }
 
 
@@ -88,33 +89,22 @@ def _torch(config: dict[str, Any], peers: Peers) -> dict[str, Any]:
     }
 
 
-def _torchrun(config: dict[str, Any], peers: Peers) -> dict[str, Any]:
+def _torchrun(config: dict[str, Any], peers: Peers, several: bool) -> dict[str, Any]:
     """What ``torchrun`` takes for the options that it was not given: each rank is one node."""
-    spec, nodes = config["spec"], config["world_size"]
     launched = config.get("launcher") == "torchrun"
-    found: dict[str, Any] = {"PET_NPROC_PER_NODE": spec.get("processes", 1) if launched else 1}
-    if nodes == 1 and spec.get("group") != "elastic":
-        return {**found, "PET_STANDALONE": 1}
-    master, port = peers[0]["address"], peers[0]["ports"][MASTER]
-    found["PET_RDZV_ID"] = f"{config['run']}-{config['attempt']}"
-    found["PET_LOCAL_ADDR"] = peers[config["rank"]]["address"]
-    if spec.get("group") == "elastic":
-        # Nodes come and go: who is which rank is found out anew each time.
-        fewest, most = spec.get("min_workers") or nodes, max(nodes, spec.get("workers", 1))
-        return {
-            **found,
-            "PET_NNODES": f"{fewest}:{most}",
-            "PET_RDZV_BACKEND": "c10d",
-            "PET_RDZV_ENDPOINT": f"{_host(master)}:{port}",
-            "PET_MAX_RESTARTS": spec.get("restarts") or 3,
-        }
-    # A gang keeps its numbers, so that rank 0 of the program is where rank 0 of the run is.
+    processes = config["spec"].get("processes", 1) if launched else 1
+    if not several:
+        return {"PET_NPROC_PER_NODE": processes, "PET_STANDALONE": 1}
+    # Its static rendezvous keeps our numbers, so that rank 0 of the program is where rank 0 of the
+    # run is. An elastic group is static, too: in each of its rounds the program starts again.
     return {
-        **found,
-        "PET_NNODES": nodes,
+        "PET_NPROC_PER_NODE": processes,
+        "PET_NNODES": config["world_size"],
         "PET_NODE_RANK": config["rank"],
-        "PET_MASTER_ADDR": master,
-        "PET_MASTER_PORT": port,
+        "PET_MASTER_ADDR": peers[0]["address"],
+        "PET_MASTER_PORT": peers[0]["ports"][MASTER],
+        "PET_LOCAL_ADDR": peers[config["rank"]]["address"],
+        "PET_RDZV_ID": f"{config['run']}-{config['attempt']}",
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 _MPI = frozenset({"mpirun", "mpiexec", "orterun", "mpirun.openmpi", "mpiexec.openmpi"})
 _TORCHRUN_MODULES = frozenset({"torch.distributed.run", "torch.distributed.launch"})
@@ -24,7 +25,7 @@ def launcher(command: Sequence[str]) -> str:
     if name in _MPI:
         return "mpi"
     if re.fullmatch(r"python[0-9.]*", name):
-        for flag, value in zip(command[1:], command[2:], strict=False):
+        for flag, value in pairwise(command[1:]):
             if flag == "-m":
                 return "torchrun" if value in _TORCHRUN_MODULES else ""
             if not flag.startswith("-"):
