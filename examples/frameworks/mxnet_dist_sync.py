@@ -37,7 +37,7 @@ net.initialize(mx.init.Xavier())
 loss = gluon.loss.SoftmaxCrossEntropyLoss()
 trainer = gluon.Trainer(net.collect_params(), "sgd", {"learning_rate": 0.5}, kvstore=store)
 
-for epoch in range(15):
+for _ in range(15):
     for images, labels in batches:
         with autograd.record():
             error = loss(net(images), labels)

@@ -1,6 +1,6 @@
 """
 TensorFlow parameter servers: the chief hands out steps, workers do them, the variables live on the
-servers, an evaluator watches the checkpoints. Every task runs this file; TF_CONFIG says which it is::
+servers, an evaluator watches the checkpoints. Every task runs this file and reads TF_CONFIG::
 
     wherry run tf_parameter_server.py
     wherry run tf_parameter_server.yaml
