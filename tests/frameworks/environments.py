@@ -32,8 +32,8 @@ class Recipe(Struct, frozen=True):
 
 
 RECIPES = {
-    # "+cpu": the torch of PyPI brings gigabytes of CUDA. Where pip knows no index or folder that has
-    # it, what needs it is skipped.
+    # "+cpu": the torch of PyPI brings gigabytes of CUDA. Where pip knows no index or folder with
+    # this one, what needs it is skipped.
     "main": Recipe(
         "3.11",
         ("torch==2.13.0+cpu jax keras xgboost-cpu lightgbm mpi4py numpy scikit-learn",),

@@ -37,6 +37,7 @@ _REQUEST = struct.Struct("<32sI")
 _FRAME = struct.Struct("<BI")
 _PATIENCE = 60.0  #: seconds for a listener to come up, and for a caller to say what it wants
 _DEFERENCE = 30.0  #: seconds that a listener outlives a rank 0 that did not say that it is done
+_LAST_WORDS = 2.0  #: seconds for what was started here to end by itself when rank 0 is done
 _LONGEST = 2**20  #: bytes of a request
 _NO_PROGRAM = 127  #: the status of a shell that does not find its program
 _BYE = b"bye"
@@ -59,6 +60,7 @@ class Listener:
     def __init__(self, me: dict[str, Any]) -> None:
         self._key = bytes.fromhex(me["key"])
         self._over = threading.Event()
+        self._running: set[threading.Thread] = set()
         self._status = 1
         family = socket.AF_INET6 if ":" in me["address"] else socket.AF_INET
         self._server = socket.socket(family, socket.SOCK_STREAM)
@@ -71,6 +73,9 @@ class Listener:
         threading.Thread(target=self._accept, daemon=True).start()
         self._over.wait()
         self._server.close()
+        deadline = time.monotonic() + _LAST_WORDS
+        for thread in list(self._running):
+            thread.join(max(0.0, deadline - time.monotonic()))
         if self._status:
             # Rank 0's own end tells more: let it be heard first. It also ends us, as a rule.
             time.sleep(_DEFERENCE)
@@ -91,7 +96,9 @@ class Listener:
                 if request is None:
                     return
                 if request["do"] == "run":
+                    self._running.add(threading.current_thread())
                     _execute(request["command"], line)
+                    self._running.discard(threading.current_thread())
                 elif request["do"] == "hold":
                     self._hold(line)
             except OSError:  # whoever called has gone
