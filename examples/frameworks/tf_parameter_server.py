@@ -7,13 +7,12 @@ an evaluator watches the checkpoints. All of them run this file; TF_CONFIG says 
 """
 
 import os
-from pathlib import Path
 
 import tensorflow as tf
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-STEPS, folder = 600, Path(os.environ.get("WHERRY_CHECKPOINT_DIR", "checkpoints"))
+STEPS, folder = 600, os.environ.get("WHERRY_CHECKPOINT_DIR", "checkpoints")
 cluster = tf.distribute.cluster_resolver.TFConfigClusterResolver()
 role = cluster.task_type or "chief"
 if role in ("worker", "ps"):  # they serve until the run ends
@@ -26,7 +25,7 @@ strategy = tf.distribute.get_strategy() if alone else tf.distribute.ParameterSer
 with strategy.scope():
     w, done = tf.Variable(tf.zeros([64, 10])), tf.Variable(0)
 saved = tf.train.Checkpoint(w=w, done=done)
-manager = tf.train.CheckpointManager(saved, str(folder), max_to_keep=2)
+manager = tf.train.CheckpointManager(saved, folder, max_to_keep=2)
 
 
 def accuracy():
@@ -43,7 +42,7 @@ def step():
 
 
 if role == "evaluator":
-    for path in tf.train.checkpoints_iterator(str(folder), timeout=300):
+    for path in tf.train.checkpoints_iterator(folder, timeout=300):
         saved.restore(path).expect_partial()
         print(f"evaluator: step {int(done)}: accuracy={accuracy():.3f}", flush=True)
         if done >= STEPS:
