@@ -1,9 +1,9 @@
 """
-PyTorch elastic: ``torchrun`` starts the processes again when the group changes, and they go on from
-the last checkpoint::
+PyTorch elastic: the processes are started again when the group changes, and go on from the last
+checkpoint::
 
     wherry run --processes 2 -- torchrun torch_elastic.py
-    wherry run --group elastic --workers 1:2 -- torchrun torch_elastic.py
+    wherry run --workers 1:2 --restarts 2 -- torchrun torch_elastic.py
 """
 
 import os
@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch.nn.parallel import DistributedDataParallel
 
-EPOCHS = 30
+EPOCHS = int(os.environ.get("EPOCHS", 30))
 folder = Path(os.environ.get("WHERRY_CHECKPOINT_DIR", "checkpoints"))
 folder.mkdir(parents=True, exist_ok=True)
 last = folder / "last.pt"

@@ -6,12 +6,16 @@ Those that are not slow are what every change is tried with; the rest is for ``m
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import World
-from tests.frameworks.conftest import EXAMPLES, Run
+from tests.frameworks.conftest import EXAMPLES, Run, built
+from wherry.testing.waiting import eventually
 
 pytestmark = [pytest.mark.frameworks, pytest.mark.timeout(400)]
 slow = pytest.mark.slow
@@ -58,12 +62,19 @@ def test_torchrun_on_one_worker(run: Run, world: World) -> None:
 
 @slow
 def test_an_elastic_program_goes_on_where_it_was(run: Run, world: World) -> None:
-    learned(
-        run("main", "--group", "elastic", "--workers", "1:2", "--", "torchrun", "torch_elastic.py"),
-        2,
-    )
-    logs = world.cli("logs", "last").stdout
-    assert "of 2 starts at epoch 0" in logs
+    environment = built("main")
+    world.environ.update(environment.variables)
+    words = ("--workers", "1:2", "--restarts", "2", "-e", "EPOCHS=300")
+    run_id = world.detach(*words, "--", "torchrun", "torch_elastic.py")
+    eventually((world.home / "checkpoints" / run_id / "last.pt").exists, within=120)
+    lock = world.home / "attempts" / f"{run_id}-1" / "1" / "lock"
+    os.kill(int(lock.read_text().split()[0]), signal.SIGKILL)
+    world.until(run_id, "succeeded", within=240)
+    said = world.cli("logs", run_id).stdout
+    starts = re.findall(r"rank 0 of (\d) starts at epoch (\d+)", said)
+    assert starts[0] == ("2", "0")
+    assert len(starts) > 1 and all(int(epoch) > 0 for _, epoch in starts[1:])
+    assert all(float(found) >= GOAL for found in re.findall(r"accuracy=(\d\.\d+)", said))
 
 
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=slow), 2])
@@ -138,8 +149,6 @@ def test_every_example_is_tried_above_and_is_short() -> None:
 
 
 def _python(name: str) -> str:
-    from tests.frameworks.conftest import built
-
     return str(built(name).python)
 
 
