@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from wherry.agent import mpi, protocol
+from wherry.agent import mpi, protocol, user
 from wherry.agent.argv import after_script
 from wherry.agent.variables import PORTS, rank_variables, thread_variables
 from wherry.core.contract import CONTRACT, MPIRUN
@@ -148,6 +148,27 @@ def test_a_launcher_is_known_by_the_command(command: list[str], expected: str) -
 def test_a_launchers_processes_are_no_ranks_of_the_run() -> None:
     assert JobSpec(command=("torchrun", "t.py"), workers=2, processes=4).world_size == 2
     assert JobSpec(command=("python", "t.py"), workers=2, processes=4).world_size == 8
+
+
+@pytest.mark.parametrize(
+    ("launched", "rank", "world"),
+    [
+        ({}, 1, 2),
+        ({"WHERRY_LAUNCHER": "torchrun", "RANK": "5", "WORLD_SIZE": "8"}, 5, 8),
+        (
+            {"WHERRY_LAUNCHER": "mpi", "OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_SIZE": "8"},
+            5,
+            8,
+        ),
+        ({"WHERRY_LAUNCHER": "", "OMPI_COMM_WORLD_RANK": "5", "RANK": "7"}, 1, 2),
+    ],
+)
+def test_a_process_of_a_launcher_has_the_launchers_number(
+    launched: dict[str, str], rank: int, world: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"WHERRY_RANK": "1", "WHERRY_WORLD_SIZE": "2", **launched}.items():
+        monkeypatch.setenv(name, value)
+    assert (user.rank(), user.world_size()) == (rank, world)
 
 
 @pytest.mark.parametrize(
