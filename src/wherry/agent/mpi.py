@@ -31,14 +31,18 @@ def hosts(peers: Peers, processes: int) -> list[tuple[str, int, int]]:
 def mpi_variables(
     folder: str, machines: list[tuple[str, int, int]], *, root: bool, cores: int
 ) -> dict[str, str]:
-    """What Open MPI reads. ``root``: who runs it is root. ``cores``: of this machine."""
+    """
+    What Open MPI reads: ``OMPI_`` up to version 4, ``PRTE_`` from 5 on. ``root``: who runs it is
+    root. ``cores``: of this machine.
+    """
+    file = os.path.join(folder, "hosts")
     found = {
         "WHERRY_MPI": folder,
-        "OMPI_MCA_orte_default_hostfile": os.path.join(folder, "hosts"),
-        # There are as many slots as the run has processes, whatever number of cores there is.
-        "OMPI_MCA_rmaps_base_oversubscribe": "1",
+        "OMPI_MCA_orte_default_hostfile": file,
+        "PRTE_MCA_prte_default_hostfile": file,
         # Two runs on a machine would both sit on its first cores.
         "OMPI_MCA_hwloc_base_binding_policy": "none",
+        "PRTE_MCA_hwloc_default_binding_policy": "none",
         # Containers forbid it, and Open MPI says so on each start.
         "OMPI_MCA_btl_vader_single_copy_mechanism": "none",
     }
@@ -48,8 +52,11 @@ def mpi_variables(
     if len(machines) > 1:
         found["OMPI_MCA_plm"] = "rsh"
         found["OMPI_MCA_plm_rsh_agent"] = "wherry-rsh"
+        found["PRTE_MCA_plm"] = "ssh"
+        found["PRTE_MCA_plm_ssh_agent"] = "wherry-rsh"
     if root:
-        found["OMPI_ALLOW_RUN_AS_ROOT"] = found["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
+        for name in ("OMPI_ALLOW_RUN_AS_ROOT", "PRTE_ALLOW_RUN_AS_ROOT"):
+            found[name] = found[f"{name}_CONFIRM"] = "1"
     return found
 
 

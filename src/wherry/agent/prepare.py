@@ -98,7 +98,7 @@ class Preparation:
             command = [self._python, call, self._payload_path, result]
         elif command[0] in ("python", "python3"):
             command[0] = self._python
-        elif self._launcher == "mpi" and env["WHERRY_WORLD_SIZE"] != "1":
+        elif self._launcher == "mpi" and meets(self._config) and env["WHERRY_WORLD_SIZE"] != "1":
             from wherry.agent import mpi
 
             command = mpi.command(command, int(env["WHERRY_RANK"]), _RSH)
@@ -218,7 +218,8 @@ class Preparation:
         found["WHERRY_CHECKPOINT_DIR"] = config["checkpoints"]
         found["WHERRY_PARAMS"] = json.dumps(self.params())
         if self._launcher == "mpi":
-            found.update(self._mpi(config["rank"], peers))
+            # In a pool each runs an mpirun of its own.
+            found.update(self._mpi(config["rank"] if len(peers) > 1 else 0, peers))
         # A segmentation fault then says where it was.
         wanted = {"PYTHONFAULTHANDLER": "1"}
         if not self._tty:  # where output shows line by line anyway
