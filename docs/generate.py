@@ -11,11 +11,12 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from wherry.cli import reference
-from wherry.core import job, schema, states
+from wherry.core import contract, job, schema, states
 from wherry.server.app import embedded
 
 DOCS = Path(__file__).parent
@@ -224,7 +225,32 @@ def http_page() -> str:
     return "\n".join([*parts, *agents])
 
 
+# --- docs/reference/worker-contract.md
+
+
+CONTRACT_INTRO = """# What a rank finds in its environment
+
+Every rank of a run gets these variables, on every machine, so that a framework finds its peers in
+the way that it documents, and the same script runs alone and with others.
+[Frameworks](../guides/frameworks.md) has an example for each. Your own variables (`env:` of a job)
+are there, too, but do not replace these; thread counts that you set stay.
+
+The ports were free on their machine when the ranks met, and were held until the program started.
+"""
+
+
+def contract_page() -> str:
+    """The worker contract, by who reads it."""
+    parts = [CONTRACT_INTRO]
+    for (readers, where), rows in groupby(contract.CONTRACT, lambda v: (v.readers, v.where)):
+        parts += ["", f"**{readers}** · set: {where}", ""]
+        parts += ["| variable | meaning |", "| --- | --- |"]
+        parts += [f"| `{row.name}` | {row.meaning} |" for row in rows]
+    return "\n".join(parts)
+
+
 PAGES = {
+    "reference/worker-contract.md": contract_page,
     "concepts/states.md": states_page,
     "reference/job.md": job_page,
     "reference/http.md": http_page,

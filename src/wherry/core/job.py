@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from wherry.core import retry
+from wherry.core.launch import launcher
 from wherry.errors import InvalidSpec
 
 SPEC_VERSION = 1
@@ -191,11 +192,16 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     note: str = ""
 
     @property
+    def launcher(self) -> str:
+        """What starts a worker's processes in the agent's place, see ``core.launch``; or ""."""
+        return launcher(self.command)
+
+    @property
     def world_size(self) -> int:
-        """How many ranks the run has."""
+        """How many ranks the run has: with a launcher, one a worker."""
         if self.roles:
             return sum(role.count for role in self.roles.values())
-        return self.workers * self.processes
+        return self.workers * (1 if self.launcher else self.processes)
 
     def check(self) -> JobSpec:
         """This spec. :raises InvalidSpec: where its parts do not fit together."""
@@ -243,7 +249,7 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
             )
         if self.min_workers is not None and self.min_workers > self.workers:
             raise InvalidSpec(f"workers: min {self.min_workers} is more than max {self.workers}")
-        if elastic and (self.processes > 1 or self.roles):
+        if elastic and ((self.processes > 1 and not self.launcher) or self.roles):
             raise InvalidSpec(
                 "an elastic group has neither processes nor roles",
                 hint="workers: {min: 2, max: 8}; the processes of a worker are started by torchrun",
@@ -275,6 +281,8 @@ def with_defaults(spec: JobSpec) -> JobSpec:
         commands = [spec.command, *(role.command for role in spec.roles.values())]
         command: tuple[str, ...] = next(filter(None, commands), ())
         words = [w for w in command if w not in ("python", "python3", "-m")] or ["run"]
+        if launcher(command):  # the script's name tells more
+            words = [w for w in words if w.endswith(".py")] or words
         stem = words[0].rpartition("/")[2].removesuffix(".py")
     return msgspec.structs.replace(spec, name=usable_name(stem))
 

@@ -116,6 +116,7 @@ class ControlPlane:
             runs=use_cases,
             ingest=ingest,
             live=live,
+            tokens=tokens,
             bus=bus,
             reconciler=self.reconciler,
             cleanup=_cleanup(home, store, blobs, use_cases),

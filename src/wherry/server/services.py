@@ -18,6 +18,7 @@ from wherry.control.live import Live
 from wherry.control.reconcile import Reconciler
 from wherry.control.reports import Ingest
 from wherry.control.runs import Runs
+from wherry.control.tokens import Tokens
 from wherry.store.base import Store
 
 
@@ -29,6 +30,7 @@ class Services(Struct, frozen=True, kw_only=True):
     runs: Runs
     ingest: Ingest
     live: Live
+    tokens: Tokens
     bus: Bus
     reconciler: Reconciler
     cleanup: Cleanup

@@ -90,7 +90,15 @@ async def peers(
         services.live.heard(who.attempt, who.rank)
         ready = services.live.ready(who.attempt)
         if met := _met(attempt, who) if rounds else _all(attempt, ready):
-            found = [{"rank": r.rank, "address": r.address, "ports": list(r.ports)} for r in met]
+            found = [
+                {
+                    "rank": r.rank,
+                    "address": r.address,
+                    "ports": list(r.ports),
+                    "key": services.tokens.key(who.attempt, r.rank),
+                }
+                for r in met
+            ]
             return Response({"round": attempt.round, "peers": found})
         left = deadline - asyncio.get_running_loop().time()
         if left <= 0 or services.live.stopping(who.attempt) or services.bus.closed:
