@@ -102,7 +102,7 @@ class Agent:
     def _work(self) -> dict[str, Any]:
         """The payload of EXIT. :raises Failed: where the program was not started."""
         attached = bool(self._config["attach"])
-        if self._config["world_size"] > 1:
+        if self._gang:
             from wherry.agent.ranks import Ports
 
             self._ports = Ports(PORTS)
@@ -167,7 +167,12 @@ class Agent:
         """Whether the control plane is needed before the program can start."""
         built = self._spec.get("environment", {}).get("kind") == "built"
         fetches = not self._spec.get("code", {}).get("in_place") or bool(self._spec.get("call"))
-        return self._config["world_size"] > 1 or built or fetches
+        return self._gang or built or fetches
+
+    @property
+    def _gang(self) -> bool:
+        """Whether the ranks meet; the members of a pool are independent."""
+        return self._config["world_size"] > 1 and self._spec.get("group") != "pool"
 
     def _note(self, text: str) -> None:
         self._journal.say(text)

@@ -75,7 +75,10 @@ class Preparation:
         place = self._spec.get("code", {}).get("in_place")
         env["PYTHONPATH"] = self._python_path(env, place or str(code.folder))
         command = list(self._spec.get("command", ()))
-        if payload:
+        if payload and self._spec["call"].get("tasks"):
+            told = os.path.join(self._config["dir"], "config.json")
+            command = [python, os.path.join(_AGENT, "wherry_pool.py"), told, payload]
+        elif payload:
             result = os.path.join(self._config["dir"], "result")
             command = [python, os.path.join(_AGENT, "wherry_call.py"), payload, result]
         elif command[0] in ("python", "python3"):
@@ -176,11 +179,12 @@ class Preparation:
 
     def _barrier(self) -> dict[str, str]:
         config = self._config
-        if config["world_size"] > 1:
+        if config["world_size"] > 1 and self._spec.get("group") != "pool":
             from wherry.agent.ranks import meet
 
             peers = meet(config, self._wake)
         else:
+            # The members of a pool are independent: none waits for another.
             peers = [{"rank": 0, "address": "127.0.0.1", "ports": self._ports}]
         folder = config["dir"]
         found = rank_variables(config, peers)

@@ -21,6 +21,8 @@ def rank_variables(config: dict[str, Any], peers: list[dict[str, Any]]) -> dict[
     rank, world, local = config["rank"], config["world_size"], config["processes"]
     spec, first = config["spec"], peers[0]
     master, ports = str(first["address"]), first["ports"]
+    # A pool's members know nothing of each other.
+    gang = world > 1 and spec.get("group") != "pool"
     run = {
         "WHERRY_PROTOCOL": "1",
         "WHERRY_RUN_ID": config["run"],
@@ -49,7 +51,7 @@ def rank_variables(config: dict[str, Any], peers: list[dict[str, Any]]) -> dict[
         "DMLC_TASK_ID": rank,
         "DMLC_NUM_WORKER": world,
     }
-    return {name: str(value) for name, value in {**run, **(together if world > 1 else {})}.items()}
+    return {name: str(value) for name, value in {**run, **(together if gang else {})}.items()}
 
 
 def thread_variables(threads: int) -> dict[str, str]:

@@ -159,7 +159,7 @@ class Runs:
         backend = self.backends.get(ask.backend)
         if backend is None:
             raise NotFound(f"there is no back end {ask.backend[:80]!r}")
-        if spec.group != "gang":
+        if spec.group not in ("gang", "pool"):
             raise CapabilityMissing(
                 f"group {spec.group!r} is not available yet", hint="leave it out: group: gang"
             )

@@ -105,6 +105,8 @@ class Call(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     payload: str  #: SHA-256 of the blob: pickled (function or "module:qualname", args, kwargs)
     name: str = ""  #: the function's name, for people
+    #: the ranks serve the tasks of a driver (``wherry.map``); the payload is called first
+    tasks: bool = False
 
 
 class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -39,12 +39,13 @@ from wherry.control.live import Live
 from wherry.control.reconcile import Options, Reconciler
 from wherry.control.reports import Ingest
 from wherry.control.runs import Runs
+from wherry.control.tasks import Brokers
 from wherry.control.tokens import Tokens
 from wherry.core.api import Prune, encode
 from wherry.core.ids import new_token
 from wherry.errors import Internal, InvalidInput, NotFound, WherryError
 from wherry.server.auth import Guard
-from wherry.server.routes import admin, agents, blobs, logs, runs
+from wherry.server.routes import admin, agents, blobs, logs, runs, tasks
 from wherry.server.services import Services
 from wherry.store.base import Store
 from wherry.store.sql import SCHEMA, SqlStore
@@ -114,6 +115,7 @@ class ControlPlane:
             store=store,
             blobs=blobs,
             runs=use_cases,
+            tasks=Brokers(store=store, runs=use_cases, bus=bus, lease=settings.get("driver_lease")),
             ingest=ingest,
             live=live,
             bus=bus,
@@ -195,11 +197,13 @@ def _routes(plane: ControlPlane) -> Litestar:
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         plane.start()
+        await plane.services.tasks.start()
         pruning = asyncio.create_task(plane.prune_for_ever())
         try:
             yield
         finally:
             pruning.cancel()
+            plane.services.tasks.close()
             plane.close()
 
     return Litestar(
@@ -210,6 +214,8 @@ def _routes(plane: ControlPlane) -> Litestar:
             blobs.router,
             runs.router,
             logs.router,
+            tasks.router,
+            tasks.workers,
         ],
         dependencies={"services": Provide(lambda: plane.services, sync_to_thread=False)},
         exception_handlers={

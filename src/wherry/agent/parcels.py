@@ -1,0 +1,222 @@
+"""
+Values on their way: pickled once, what is large beside them as blobs, by digest.
+
+Used by ``sdk.pool`` and by ``agent.pool``, which loads this file by its path. Standard library only
+but for cloudpickle, where a value cannot be pickled without.
+
+A **parcel** is a tuple ``(body, buffers)`` of what ``pickle`` wrote (protocol 5) and of the memory
+that it left beside (NumPy arrays and what is made of them). Each is the bytes themselves or, where
+they are large, the SHA-256 of the blob that holds them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import pickle
+import tempfile
+from collections.abc import Iterator
+from typing import Any, Callable, Union
+
+PROTOCOL = 5  # Python 3.8 and later
+BODY = 256 * 1024  #: a pickle larger than this is a blob
+BUFFER = 64 * 1024  #: memory larger than this goes beside the pickle, so that it is sent once
+_PIECE = 1 << 20
+
+Part = Union[bytes, str]
+Parcel = tuple[Part, list[Part]]
+
+
+class Source:
+    """Bytes that are to be a blob: of a file or of memory. Read as often as needed."""
+
+    def __init__(self, digest: str, size: int, pieces: Callable[[], Iterator[bytes]]) -> None:
+        self.digest, self.size, self.pieces = digest, size, pieces
+
+
+#: Keeps a blob; called before the parcel that names it is sent.
+Keep = Callable[[Source], None]
+
+
+class _Spool:
+    """What a pickler writes to: memory at first, then a file that has no name."""
+
+    def __init__(self, folder: str | None) -> None:
+        self._folder = folder
+        self._parts: list[bytes] = []
+        self._file: Any = None
+        self._sha = hashlib.sha256()
+        self._tail = b""
+        self.size = 0
+        self.of_main = False  # whether it names __main__, which is another one elsewhere
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        head = self._tail + bytes(view[:8])
+        if not self.of_main and (b"__main__" in head or _contains(view, b"__main__")):
+            self.of_main = True
+        self._tail = bytes(view[-8:])
+        self.size += view.nbytes
+        if self._file is None and self.size > BODY:
+            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
+            for part in self._parts:
+                self._sha.update(part)
+                self._file.write(part)
+            self._parts = []
+        if self._file is None:
+            self._parts.append(bytes(view))
+        else:
+            self._sha.update(view)
+            self._file.write(view)
+        return view.nbytes
+
+    def part(self, keep: Keep) -> Part:
+        if self._file is None:
+            return b"".join(self._parts)
+        file = self._file
+
+        def pieces() -> Iterator[bytes]:
+            file.seek(0)
+            return iter(lambda: file.read(_PIECE), b"")
+
+        source = Source(self._sha.hexdigest(), self.size, pieces)
+        keep(source)
+        return source.digest
+
+
+def _contains(view: memoryview, word: bytes) -> bool:
+    """In pieces: a large value is not copied to be searched."""
+    for at in range(0, view.nbytes, _PIECE):
+        if word in bytes(view[at : at + _PIECE + len(word)]):
+            return True
+    return False
+
+
+def pack(value: Any, keep: Keep, *, beside: bool = True, folder: str | None = None) -> Parcel:
+    """
+    A parcel of ``value``; what is large is handed to ``keep``.
+
+    By value what lives in ``__main__``, a notebook, a lambda or a closure.
+
+    :param beside: let memory lie beside the pickle. :param folder: for temporary files.
+    :raises Exception: what pickling raises.
+    """
+    try:
+        spool, buffers = _pickle(pickle.Pickler, value, keep, beside, folder)
+        if not spool.of_main:
+            return spool.part(keep), buffers
+    except Exception:
+        pass
+    import cloudpickle  # type: ignore[import-untyped]
+
+    spool, buffers = _pickle(cloudpickle.Pickler, value, keep, beside, folder)
+    return spool.part(keep), buffers
+
+
+def _pickle(
+    pickler: Any, value: Any, keep: Keep, beside: bool, folder: str | None
+) -> tuple[_Spool, list[Part]]:
+    spool = _Spool(folder)
+    buffers: list[Part] = []
+
+    def lay_beside(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes < BUFFER:
+            return True
+        source = Source(hashlib.sha256(raw).hexdigest(), raw.nbytes, lambda: _slices(raw))
+        keep(source)
+        buffers.append(source.digest)
+        return False
+
+    pickler(spool, PROTOCOL, buffer_callback=lay_beside if beside else None).dump(value)
+    return spool, buffers
+
+
+def _slices(raw: memoryview) -> Iterator[bytes]:
+    return (bytes(raw[at : at + _PIECE]) for at in range(0, raw.nbytes, _PIECE))
+
+
+def unpack(parcel: Parcel, fetch: Callable[[str], Any]) -> Any:
+    """
+    The value of a parcel. ``fetch`` gives the memory of a blob, writable, this caller's own.
+
+    :raises Exception: what unpickling raises.
+    """
+    body, buffers = parcel
+    data = fetch(body) if isinstance(body, str) else body
+    memory = [fetch(b) if isinstance(b, str) else bytearray(b) for b in buffers]
+    return pickle.loads(data, buffers=memory)
+
+
+class Cache:
+    """
+    Blobs as files of one folder, shared by the workers of a run on one machine.
+
+    ``limit``: bytes; what was used longest ago goes first. ``download(digest, write)`` fetches one.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        download: Callable[[str, Callable[[bytes], Any]], None],
+        limit: int = 8 << 30,
+    ) -> None:
+        self._folder, self._download, self._limit = folder, download, limit
+        os.makedirs(folder, exist_ok=True)
+
+    def fetch(self, digest: str) -> Any:
+        """Its memory: shared with every worker until it is written to, then the caller's own."""
+        import fcntl
+
+        path = os.path.join(self._folder, digest)
+        while True:
+            try:
+                return self._map(path)
+            except FileNotFoundError:
+                pass
+            with open(path + ".lock", "wb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # one download a machine
+                if not os.path.exists(path):
+                    self._get(digest, path)
+
+    def _map(self, path: str) -> Any:
+        with open(path, "rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                return bytearray()
+            os.utime(path)
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+    def _get(self, digest: str, path: str) -> None:
+        sha = hashlib.sha256()
+        partial = path + ".partial"
+        with open(partial, "wb") as file:
+
+            def write(data: bytes) -> None:
+                sha.update(data)
+                file.write(data)
+
+            self._download(digest, write)
+        if sha.hexdigest() != digest:
+            raise OSError(f"blob {digest} arrived with another content")
+        self._make_room(os.path.getsize(partial))
+        os.replace(partial, path)
+
+    def _make_room(self, wanted: int) -> None:
+        # A file that somebody has mapped stays readable to them when its name goes.
+        found = []
+        for entry in os.scandir(self._folder):
+            if "." not in entry.name:
+                try:
+                    found.append((entry.stat().st_mtime, entry.stat().st_size, entry.path))
+                except FileNotFoundError:
+                    continue
+        total = wanted + sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if total <= self._limit:
+                break
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                continue
+            total -= size
