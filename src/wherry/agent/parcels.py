@@ -23,6 +23,7 @@ PROTOCOL = 5  # Python 3.8 and later
 BODY = 256 * 1024  #: a pickle larger than this is a blob
 BUFFER = 64 * 1024  #: memory larger than this goes beside the pickle, so that it is sent once
 _PIECE = 1 << 20
+_MEMO = 256  # objects that a memo keeps alive at most
 
 Part = Union[bytes, str]
 Parcel = tuple[Part, list[Part]]
@@ -93,29 +94,41 @@ def _contains(view: memoryview, word: bytes) -> bool:
     return False
 
 
-def pack(value: Any, keep: Keep, *, beside: bool = True, folder: str | None = None) -> Parcel:
+#: Memory whose digest is known: the id of the object that has it → that object, and the digest.
+Memo = dict[int, tuple[Any, str]]
+
+
+def pack(
+    value: Any,
+    keep: Keep,
+    *,
+    beside: bool = True,
+    folder: str | None = None,
+    memo: Memo | None = None,
+) -> Parcel:
     """
     A parcel of ``value``; what is large is handed to ``keep``.
 
     By value what lives in ``__main__``, a notebook, a lambda or a closure.
 
     :param beside: let memory lie beside the pickle. :param folder: for temporary files.
+    :param memo: spares looking again at memory that does not change while the memo lives.
     :raises Exception: what pickling raises.
     """
     try:
-        spool, buffers = _pickle(pickle.Pickler, value, keep, beside, folder)
+        spool, buffers = _pickle(pickle.Pickler, value, keep, beside, folder, memo)
         if not spool.of_main:
             return spool.part(keep), buffers
     except Exception:
         pass
     import cloudpickle  # type: ignore[import-untyped]
 
-    spool, buffers = _pickle(cloudpickle.Pickler, value, keep, beside, folder)
+    spool, buffers = _pickle(cloudpickle.Pickler, value, keep, beside, folder, memo)
     return spool.part(keep), buffers
 
 
 def _pickle(
-    pickler: Any, value: Any, keep: Keep, beside: bool, folder: str | None
+    pickler: Any, value: Any, keep: Keep, beside: bool, folder: str | None, memo: Memo | None
 ) -> tuple[_Spool, list[Part]]:
     spool = _Spool(folder)
     buffers: list[Part] = []
@@ -124,13 +137,25 @@ def _pickle(
         raw = buffer.raw()
         if raw.nbytes < BUFFER:
             return True
+        owner = _owner(raw)
+        if memo is not None and id(owner) in memo:
+            buffers.append(memo[id(owner)][1])
+            return False
         source = Source(hashlib.sha256(raw).hexdigest(), raw.nbytes, lambda: _slices(raw))
         keep(source)
         buffers.append(source.digest)
+        if memo is not None and len(memo) < _MEMO:
+            memo[id(owner)] = owner, source.digest
         return False
 
     pickler(spool, PROTOCOL, buffer_callback=lay_beside if beside else None).dump(value)
     return spool, buffers
+
+
+def _owner(raw: memoryview) -> Any:
+    """Whose memory this is: an array in Fortran's order is pickled through a view made for that."""
+    base = getattr(raw.obj, "base", None)
+    return base if getattr(base, "nbytes", -1) == raw.nbytes else raw.obj
 
 
 def _slices(raw: memoryview) -> Iterator[bytes]:

@@ -365,6 +365,10 @@ class Brokers:
         """Whether the process is about to end."""
         return self._closing
 
+    def known(self, run_id: str) -> Broker | None:
+        """The broker of a run that was asked for before."""
+        return self._brokers.get(run_id)
+
     async def of(self, run_id: str) -> Broker:
         """The broker of a run. :raises NotFound: :raises InvalidInput: for one without tasks."""
         found = self._brokers.get(run_id)

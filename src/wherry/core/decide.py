@@ -136,6 +136,8 @@ def _tend(facts: Facts, attempt: Attempt) -> Iterator[Action]:
     if run.finished or run.stop_requested:
         if not attempt.stopping:
             yield StopAttempt("user")
+    elif run.spec.group == "pool":
+        pass  # its members are independent
     elif not attempt.stopping and (broken := _first_broken(attempt)) is not None:
         yield StopAttempt(f"rank {broken.rank} {broken.state}")
     yield from _fates(facts, attempt)

@@ -6,8 +6,10 @@ Called by people. Both stand on ``sdk.pool``.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent import futures
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
+from wherry.agent.parcels import Memo
 from wherry.errors import InvalidInput
 from wherry.sdk.connect import connect
 from wherry.sdk.contexts import context
@@ -387,6 +390,8 @@ class Executor(futures.Executor):
         self.pool = Pool(client, send(client, prepared, foreground=here), workers=workers)
         self._calls: dict[Any, _Calls] = {}
         self._lock = threading.Lock()
+        self._shut = False
+        _OPEN.add(self)
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> futures.Future[T]:
         """Call it in a worker. :raises RuntimeError: after a shutdown."""
@@ -404,6 +409,7 @@ class Executor(futures.Executor):
         :param cancel_futures: those that are not on their way.
         """
         with self._lock:
+            self._shut = True
             queues = list(self._calls.values())
         for queue in queues:
             queue.shut(cancel=cancel_futures)
@@ -416,10 +422,31 @@ class Executor(futures.Executor):
         else:
             threading.Thread(target=self.shutdown, name="shutdown").start()
 
+    def kill(self) -> None:
+        """Stop what runs, in the middle; nobody waits for it any more."""
+        for queue in list(self._calls.values()):
+            queue.shut(cancel=True)
+        self.pool.close(kill=True)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more calls."""
+        return self._shut or self.pool.closed
+
+    @property
+    def memo(self) -> Memo | None:
+        """While it is set, arguments are taken not to change: see ``agent.parcels``."""
+        return self.pool.memo
+
+    @memo.setter
+    def memo(self, memo: Memo | None) -> None:
+        self.pool.memo = memo
+
     def lend(self, *, owns: bool) -> Pool:
         """The workers; with ``owns`` they are not this executor's any more."""
         pool = self.pool
         if owns:
+            _OPEN.discard(self)
             del self.pool
         return pool
 
@@ -429,6 +456,8 @@ class Executor(futures.Executor):
 
     def _queue(self, function: Any, mode: str) -> _Calls:
         with self._lock:
+            if self._shut or self.pool.closed:
+                raise self.pool.error or RuntimeError("cannot schedule new futures after shutdown")
             try:
                 found = self._calls.get(function)
             except TypeError:  # it cannot be hashed
@@ -528,6 +557,16 @@ class _Calls(Job):
     def settled(self) -> None:
         with self._changed:
             self._changed.notify_all()
+
+
+_OPEN: weakref.WeakSet[Executor] = weakref.WeakSet()
+
+
+@atexit.register
+def _finish() -> None:
+    """As for other executors: what was submitted is done before the program ends."""
+    for executor in list(_OPEN):
+        executor.shutdown()
 
 
 def _workers(workers: int | None, here: bool) -> int:

@@ -32,7 +32,8 @@ from wherry.sdk.client import Client
 from wherry.sdk.functions import remote_error
 
 TARGET = 0.08  #: seconds that a chunk shall take
-GROWTH = 16  #: how many times larger a chunk may be than the largest before
+LEAST = 0.01  #: seconds that are not worth to be cut further, to spread the last tasks
+GROWTH = 32  #: how many times larger a chunk may be than the largest before
 DEATHS = 3  #: workers that a task may kill
 _SHORT = 0.2  # seconds: what takes less may wait behind another at its worker
 _BYTES = 1 << 20  # of a chunk, about
@@ -103,7 +104,8 @@ class Job:
         if self._bytes:
             size = min(size, int(_BYTES / self._bytes))
         if left is not None:
-            size = min(size, -(-left // (2 * workers)))
+            fair = max(-(-left // (2 * workers)), int(LEAST / self._pace))
+            size = min(size, fair)
         return max(1, size)
 
     def learn(self, count: int, seconds: float) -> None:
@@ -142,6 +144,7 @@ class Pool:
         self.changed = threading.Condition()
         self.error: WherryError | None = None
         self.alive = 0  #: how many workers run
+        self.memo: parcels.Memo | None = None  #: of arguments that do not change while it is set
         self._jobs: list[Job] = []
         self._chunks: dict[int, _Chunk] = {}
         self._number = 0
@@ -215,6 +218,11 @@ class Pool:
     def closed(self) -> bool:
         """Whether it takes no more."""
         return self._closing or self.error is not None
+
+    @property
+    def idle(self) -> bool:
+        """Whether no task is on its way."""
+        return not self._chunks
 
     # --- sending
 
@@ -292,7 +300,7 @@ class Pool:
             key = hashlib.sha256(pickle.dumps(parcel)).hexdigest()
             job.packed = key, parcel
         key, function = job.packed
-        items = parcels.pack([task.item for task in tasks], self._keep)
+        items = parcels.pack([task.item for task in tasks], self._keep, memo=self.memo)
         body = {
             "key": key,
             "function": function,
@@ -509,4 +517,4 @@ _LIVE: set[Pool] = set()
 def _leave() -> None:
     """Leave nothing running behind."""
     for pool in list(_LIVE):
-        pool.close(kill=not pool.closed, wait=True)
+        pool.close(kill=not (pool.closed or pool.idle), wait=True)

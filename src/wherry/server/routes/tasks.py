@@ -27,6 +27,8 @@ _MAX = 32 * 2**20  # bytes of one request; larger payloads are blobs
 
 
 async def _broker(services: Services, ref: str) -> Broker:
+    if (found := services.tasks.known(ref)) is not None:
+        return found  # the full id, at each of many calls
     run = await asyncio.to_thread(services.runs.find, ref, owner=services.owner)
     return await services.tasks.of(run.id)
 
