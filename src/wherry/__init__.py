@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from wherry.errors import WherryError
     from wherry.sdk.client import Client
     from wherry.sdk.connect import connect
-    from wherry.sdk.map import Executor, map  # noqa: A004
+    from wherry.sdk.executor import Executor
+    from wherry.sdk.map import map  # noqa: A004
     from wherry.sdk.runs import Run, run
 
 __all__ = [
@@ -50,7 +51,7 @@ __all__ = [
 
 _HOME = {
     "Client": "wherry.sdk.client",
-    "Executor": "wherry.sdk.map",
+    "Executor": "wherry.sdk.executor",
     "JobSpec": "wherry.core.job",
     "Run": "wherry.sdk.runs",
     "WherryError": "wherry.errors",

@@ -30,7 +30,7 @@ from joblib.parallel import (  # type: ignore[import-untyped]
 )
 
 from wherry.errors import InvalidInput
-from wherry.sdk.map import Executor
+from wherry.sdk.executor import Executor
 
 __all__ = ["WherryBackend"]
 

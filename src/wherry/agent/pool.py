@@ -16,9 +16,9 @@ A chunk is a pickle of a dictionary::
     items            a parcel of a list
     timeout          seconds of one task, or None
 
-An answer is a pickle of ``(seconds, parcel)`` of a list of ``(place in the chunk, ok, value)``; the
-value of what is not ok is a dictionary as ``agent.call.failure`` makes it. A place of -1 stands for
-a chunk that could not be read.
+An answer is a pickle of ``(seconds, parcel)`` of a list of ``(place in the chunk, True, values of
+tasks in a row)`` and ``(place, False, what agent.call.failure makes of an exception)``. A place of
+-1 stands for a chunk that could not be read.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MODES = {
 }
 
 FLUSH = 0.1  # seconds after which what is done is sent, though the chunk goes on
-LONG = 1.0  # seconds after which what has not begun is given back
+LONG = 0.5  # seconds after which what has not begun is given back
 _DEPTH = 2  # chunks at hand: one at work, one next
 _WAIT = 20.0  # seconds of one long poll
 _SEND = 4 << 20  # bytes of one request, about
@@ -196,7 +196,6 @@ class Worker:
 
     def do(self, number, data):
         began = flushed = time.monotonic()
-        done = []
         try:
             chunk = pickle.loads(data[1:])
             function = self.function(chunk)
@@ -206,19 +205,23 @@ class Worker:
             return self.say(number, began, [(-1, False, self.failure(error))], last=True)
         if chunk["timeout"] is not None:
             apply = self.timed(number, chunk["timeout"], apply)
+        values: Any = []
+        done = [(0, True, values)]
         last = len(items) - 1
         for place, item in enumerate(items):
             try:
-                done.append((place, True, apply(function, item)))
+                values.append(apply(function, item))
             except BaseException as error:
-                done.append((place, False, self.failure(error)))
+                values = []
+                done += [(place, False, self.failure(error)), (place + 1, True, values)]
             items[place] = item = None  # so that its memory can go
             now = time.monotonic()
             if now - flushed > FLUSH and place < last:
                 if now - began > LONG:
                     break  # what is left is done sooner elsewhere
                 self.say(number, flushed, done)
-                done, flushed = [], now
+                values = []
+                done, flushed = [(place + 1, True, values)], now
         return self.say(number, flushed, done, last=True)
 
     def function(self, chunk):
@@ -235,10 +238,11 @@ class Worker:
     def say(self, number, began, done, last=False):
         """Queue what is done; what cannot be pickled is an error of its own task."""
         seconds = time.monotonic() - began
+        done = [entry for entry in done if entry[2]]
         try:
             parcel = self.pack(done)
         except Exception:
-            parcel = self.pack([self.checked(entry) for entry in done])
+            parcel = self.pack([one for entry in done for one in self.checked(*entry)])
         kind = self.tasks.RESULT if last else self.tasks.PART
         payload = pickle.dumps((seconds, parcel), self.parcels.PROTOCOL)
         with self.changed:
@@ -248,15 +252,19 @@ class Worker:
     def pack(self, done):
         return self.parcels.pack(done, self.keep, beside=False, folder=self.config["dir"])
 
-    def checked(self, entry):
-        place, ok, value = entry
-        try:
-            self.pack(value)
-        except Exception as error:
-            kind = type(value).__qualname__
-            words = f"the function returned a {kind}, which cannot be pickled: {error}"
-            return place, False, self.failure(TypeError(words))
-        return place, ok, value
+    def checked(self, place, ok, values):
+        if not ok:
+            yield place, ok, values
+            return
+        for at, value in enumerate(values, start=place):
+            try:
+                self.pack(value)
+            except Exception as error:
+                kind = type(value).__qualname__
+                words = f"the function returned a {kind}, which cannot be pickled: {error}"
+                yield at, False, self.failure(TypeError(words))
+            else:
+                yield at, True, [value]
 
     def failure(self, error):
         """What is told of an exception; its traceback begins in the user's code."""

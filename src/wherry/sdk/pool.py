@@ -30,110 +30,12 @@ from wherry.core.states import RUN_TERMINAL, RunState
 from wherry.errors import NotPicklable, RunFailed, WherryError, WorkerLost
 from wherry.sdk.client import Client
 from wherry.sdk.functions import remote_error
+from wherry.sdk.jobs import Again, Batch, Job
 
-TARGET = 0.08  #: seconds that a chunk shall take
-LEAST = 0.01  #: seconds that are not worth to be cut further, to spread the last tasks
-GROWTH = 32  #: how many times larger a chunk may be than the largest before
 DEATHS = 3  #: workers that a task may kill
-_SHORT = 0.2  # seconds: what takes less may wait behind another at its worker
-_BYTES = 1 << 20  # of a chunk, about
 _SEND = 4 << 20  # bytes of one request, about
 _WAIT = 10.0  # seconds of one long poll; each keeps the driver's lease
 _LEAVE = 20.0  # seconds for the workers to leave
-
-
-class Task:
-    """One call that somebody waits for. ``index``: its place in its job."""
-
-    __slots__ = ("alone", "deaths", "index", "item", "tries")
-
-    def __init__(self, index: int, item: Any) -> None:
-        self.index, self.item = index, item
-        self.tries = self.deaths = 0
-        self.alone = False
-
-
-class Job:
-    """
-    The tasks of one function. Subclasses have :meth:`take`, :meth:`finish` and :meth:`broken`.
-
-    :param mode: how an item becomes a call: ``agent.pool.MODES``.
-    :param chunksize: tasks of a chunk; 0: as many as take :data:`TARGET` seconds.
-    :param timeout: seconds of one task.
-    """
-
-    def __init__(
-        self,
-        function: Any,
-        *,
-        mode: str = "item",
-        retries: int = 0,
-        timeout: float | None = None,
-        chunksize: int = 0,
-    ) -> None:
-        self.function, self.mode = function, mode
-        self.retries, self.timeout, self.chunksize = retries, timeout, chunksize
-        self.again: deque[Task] = deque()  # to be done again, before what is new
-        self.packed: tuple[str, parcels.Parcel] | None = None
-        self._pace = 0.0  # seconds of a task, measured at the workers
-        self._bytes = 0.0  # bytes of a task
-        self._largest = 1
-
-    def take(self, count: int) -> list[Task]:
-        """At most so many new tasks; none where there are none now."""
-        raise NotImplementedError
-
-    def finish(self, task: Task, value: Any, error: BaseException | None) -> None:
-        """What became of a task."""
-        raise NotImplementedError
-
-    def broken(self, error: BaseException) -> None:
-        """Nothing more will come: the run is over."""
-        raise NotImplementedError
-
-    def settled(self) -> None:
-        """Some tasks were finished; called once for many."""
-
-    def size(self, workers: int, left: int | None) -> int:
-        """How many tasks the next chunk shall have. ``left``: how many there are, if known."""
-        if self.chunksize:
-            return self.chunksize
-        if not self._pace:
-            return 1
-        size = min(int(TARGET / self._pace), self._largest * GROWTH)
-        if self._bytes:
-            size = min(size, int(_BYTES / self._bytes))
-        if left is not None:
-            fair = max(-(-left // (2 * workers)), int(LEAST / self._pace))
-            size = min(size, fair)
-        return max(1, size)
-
-    def learn(self, count: int, seconds: float) -> None:
-        """So many tasks took so long, all together."""
-        if count:
-            pace = max(seconds / count, 1e-7)
-            self._pace = (self._pace + pace) / 2 if self._pace else pace
-            self._largest = max(self._largest, count)
-
-    def weigh(self, count: int, size: int) -> None:
-        """So many tasks were so many bytes."""
-        self._bytes = size / count
-
-    def short(self, count: int) -> bool:
-        """Whether a chunk of so many is done in an instant."""
-        return bool(self._pace) and count * self._pace < _SHORT
-
-    def left(self) -> int | None:
-        """How many tasks :meth:`take` can still give; None where nobody knows."""
-        return None
-
-
-class _Chunk:
-    __slots__ = ("data", "job", "tasks")
-
-    def __init__(self, job: Job, tasks: list[Task], data: bytes) -> None:
-        self.job, self.data = job, data
-        self.tasks: list[Task | None] = list(tasks)
 
 
 class Pool:
@@ -146,7 +48,7 @@ class Pool:
         self.alive = 0  #: how many workers run
         self.memo: parcels.Memo | None = None  #: of arguments that do not change while it is set
         self._jobs: list[Job] = []
-        self._chunks: dict[int, _Chunk] = {}
+        self._batches: dict[int, Batch] = {}
         self._number = 0
         self._unsent: deque[int] = deque()
         self._cancelled: list[int] = []
@@ -183,9 +85,9 @@ class Pool:
             if job not in self._jobs:
                 return
             self._jobs.remove(job)
-            gone = [n for n, chunk in self._chunks.items() if chunk.job is job]
+            gone = [n for n, batch in self._batches.items() if batch.job is job]
             for number in gone:
-                del self._chunks[number]
+                del self._batches[number]
             self._cancelled += gone
             self.wake()
 
@@ -222,7 +124,7 @@ class Pool:
     @property
     def idle(self) -> bool:
         """Whether no task is on its way."""
-        return not self._chunks
+        return not self._batches
 
     # --- sending
 
@@ -258,79 +160,65 @@ class Pool:
             self._flush()
 
     def _fill(self) -> None:
-        """Pack chunks while workers have little to do."""
-        while True:
-            with self.changed:
-                jobs = list(self._jobs)
-            found = next((f for job in jobs if (f := self._draw(job))), None)
-            if found is None:
-                return
-            job, tasks = found
+        """Pack batches while workers have little to do."""
+        while (batch := self._draw()) is not None:
+            job = batch.job
             try:
-                data = self._pack(job, tasks)
+                batch.data = self._pack(batch)
+            except WherryError:
+                raise
             except Exception as error:
-                self._unpicklable(job, tasks, error)
+                self._unpicklable(batch, error)
                 continue
             with self.changed:
                 if job not in self._jobs:
                     continue
                 self._jobs.append(self._jobs.pop(self._jobs.index(job)))  # the next one's turn
                 self._number += 1
-                self._chunks[self._number] = _Chunk(job, tasks, data)
+                self._batches[self._number] = batch
                 self._unsent.append(self._number)
 
-    def _draw(self, job: Job) -> tuple[Job, list[Task]] | None:
-        """The tasks of the job's next chunk."""
+    def _draw(self) -> Batch | None:
+        """The next batch, of the job whose turn it is."""
         with self.changed:
-            count = job.size(self.workers, job.left())
-            if len(self._chunks) >= self.workers * (3 if job.short(count) else 2):
-                return None
-            if job.again:
-                tasks = [job.again.popleft()]
-                if not tasks[0].alone:
-                    while len(tasks) < count and job.again and not job.again[0].alone:
-                        tasks.append(job.again.popleft())
-                return job, tasks
-        tasks = job.take(count)  # may run the code of an iterator
-        return (job, tasks) if tasks else None
+            jobs = list(self._jobs)
+        for job in jobs:
+            ahead = 3 if job.short(job.size(self.workers)) else 2
+            if len(self._batches) >= self.workers * ahead:
+                continue
+            if (batch := job.draw(self.workers)) is not None:
+                return batch
+        return None
 
-    def _pack(self, job: Job, tasks: list[Task]) -> bytes:
+    def _pack(self, batch: Batch) -> bytes:
+        job, count = batch.job, len(batch.items)
         if job.packed is None:
             parcel = parcels.pack(job.function, self._keep)
-            key = hashlib.sha256(pickle.dumps(parcel)).hexdigest()
-            job.packed = key, parcel
-        key, function = job.packed
-        items = parcels.pack([task.item for task in tasks], self._keep, memo=self.memo)
+            job.packed = hashlib.sha256(pickle.dumps(parcel)).hexdigest(), parcel
         body = {
-            "key": key,
-            "function": function,
+            "key": job.packed[0],
+            "function": job.packed[1],
             "mode": job.mode,
-            "items": items,
+            "items": parcels.pack(batch.items, self._keep, memo=self.memo),
             "timeout": job.timeout,
         }
         data = pickle.dumps(body, parcels.PROTOCOL)
-        job.weigh(len(tasks), len(data))
-        short = job.short(len(tasks)) and not tasks[0].alone
+        job.weigh(count, len(data))
+        short = job.short(count) and not batch.alone
         return bytes([t.SHORT if short else 0]) + data
 
-    def _unpicklable(self, job: Job, tasks: list[Task], error: Exception) -> None:
-        """Some item of these cannot be packed: find out which."""
-        if isinstance(error, WherryError):
-            raise error
-        if job.packed is None:
-            what = f"the function {getattr(job.function, '__name__', job.function)!r}"
-        elif len(tasks) == 1:
-            what = f"item {tasks[0].index}"
-        else:
-            with self.changed:
-                for task in tasks:
-                    task.alone = True
-                job.again.extendleft(reversed(tasks))
+    def _unpicklable(self, batch: Batch, error: Exception) -> None:
+        """Something in this batch cannot be packed: find out what, and tell its tasks."""
+        job, hint = batch.job, "make it inside the function, or pass what it can be made from"
+        if job.packed is not None and len(batch.items) > 1:
+            self._again(batch, batch.left(), alone=True)
             return
-        hint = "make it inside the function, or pass what it can be made from"
-        for task in tasks:
-            reason = NotPicklable(f"{what} cannot be pickled: {error}", hint=hint)
-            job.finish(task, None, reason)
+        what = f"the function {getattr(job.function, '__name__', job.function)!r}"
+        for index, item in zip(batch.indexes, batch.items, strict=True):
+            if job.packed is not None:
+                what = f"item {index}"
+            words = f"{what} cannot be pickled: {error}"
+            job.fail(index, item, NotPicklable(words, hint=hint))
         job.settled()
 
     def _keep(self, source: parcels.Source) -> None:
@@ -373,9 +261,9 @@ class Pool:
         self._cancelled = []
         numbers: list[int] = []
         size = 0
-        self._unsent = deque(n for n in self._unsent if n in self._chunks)
+        self._unsent = deque(n for n in self._unsent if n in self._batches)
         for number in self._unsent:
-            data = self._chunks[number].data
+            data = self._batches[number].data
             if numbers and size + len(data) > _SEND:
                 break
             numbers.append(number)
@@ -386,7 +274,7 @@ class Pool:
     def _begin_anew(self, epoch: str) -> None:
         """The broker remembers nothing: it gets everything that is not answered."""
         self._epoch, self._after = epoch, 0
-        self._unsent = deque(self._chunks)
+        self._unsent = deque(self._batches)
         self._grants = list(self._stored)
         self._work = True
         self.changed.notify_all()
@@ -414,13 +302,13 @@ class Pool:
                 return
         for kind, number, payload in frames:
             with self.changed:
-                chunk = self._chunks.get(number)
-            if chunk is not None:
-                settled.add(chunk.job)
+                batch = self._batches.get(number)
+            if batch is not None:
+                settled.add(batch.job)
                 if kind == t.LOST:
-                    self._lost(number, chunk, json.loads(bytes(payload))["why"])
+                    self._lost(number, batch, json.loads(bytes(payload))["why"])
                 else:
-                    self._outcomes(number, chunk, bytes(payload), over=kind == t.RESULT)
+                    self._outcomes(number, batch, bytes(payload), over=kind == t.RESULT)
         for job in settled:
             job.settled()
         with self.changed:
@@ -439,8 +327,8 @@ class Pool:
             return RunFailed(f"the workers of run {run.id} have left")
         return failure(run)
 
-    def _outcomes(self, number: int, chunk: _Chunk, payload: bytes, *, over: bool) -> None:
-        job = chunk.job
+    def _outcomes(self, number: int, batch: Batch, payload: bytes, *, over: bool) -> None:
+        job = batch.job
         seconds, parcel = pickle.loads(payload)
         try:
             found = parcels.unpack(parcel, self.client.blob)
@@ -448,57 +336,64 @@ class Pool:
             raise
         except Exception as error:
             found = [(-1, False, error)]
-        if found and found[0][0] == -1:  # the chunk as a whole could not be read, here or there
+        if found and found[0][0] == -1:
             self._forget(number)
-            tasks = [task for task in chunk.tasks if task is not None]
-            for task in tasks:
-                if len(tasks) == 1:
-                    self._settle(job, task, False, found[0][2])
-                else:
-                    self._again(job, task, alone=True)
+            self._unreadable(batch, found[0][2])
             return
+        count = 0
         for place, ok, value in found:
-            task = chunk.tasks[place]
-            if task is not None:
-                chunk.tasks[place] = None
-                self._settle(job, task, ok, value)
-        job.learn(len(found), seconds)
+            many = len(value) if ok else 1
+            count += many
+            if not batch.close(place, many):
+                continue  # known already
+            if ok:
+                job.finish(batch.indexes[place : place + many], value)
+            else:
+                self._failed(batch, place, value)
+        job.learn(count, seconds)
         if over:
             self._forget(number)
-            for left in reversed(chunk.tasks):
-                if left is not None:  # it was not begun
-                    self._again(job, left, alone=False)
+            self._again(batch, batch.left(), alone=False)  # what was not begun
+
+    def _unreadable(self, batch: Batch, why: Any) -> None:
+        """The batch, or its results, could not be read as a whole: one by one, then."""
+        left = batch.left()
+        if len(left) == 1:
+            self._failed(batch, left[0], why)
+        else:
+            self._again(batch, left, alone=True)
+
+    def _failed(self, batch: Batch, place: int, why: Any) -> None:
+        job, index = batch.job, batch.indexes[place]
+        tries = job.tries[index] = job.tries.get(index, 0) + 1
+        if tries <= job.retries:
+            self._again(batch, [place], alone=False)
+        else:
+            job.fail(index, batch.items[place], _as_error(why))
+
+    def _again(self, batch: Batch, places: list[int], *, alone: bool) -> None:
+        again = [Again(batch.indexes[p], batch.items[p], alone) for p in places]
+        with self.changed:
+            batch.job.again.extendleft(reversed(again))
 
     def _forget(self, number: int) -> None:
         with self.changed:
-            self._chunks.pop(number, None)
+            self._batches.pop(number, None)
 
-    def _settle(self, job: Job, task: Task, ok: bool, value: Any) -> None:
-        if ok:
-            job.finish(task, value, None)
-        elif task.tries < job.retries:
-            task.tries += 1
-            self._again(job, task, alone=False)
-        else:
-            job.finish(task, None, _as_error(value))
-
-    def _again(self, job: Job, task: Task, *, alone: bool) -> None:
-        with self.changed:
-            task.alone = alone
-            job.again.appendleft(task)
-
-    def _lost(self, number: int, chunk: _Chunk, why: str) -> None:
+    def _lost(self, number: int, batch: Batch, why: str) -> None:
+        """Its worker died: what is left is done again, each alone, but not for ever."""
         self._forget(number)
-        for task in reversed(chunk.tasks):
-            if task is None:
+        job, spared = batch.job, []
+        for place in batch.left():
+            index = batch.indexes[place]
+            deaths = job.deaths[index] = job.deaths.get(index, 0) + 1
+            if deaths < DEATHS:
+                spared.append(place)
                 continue
-            task.deaths += 1
-            if task.deaths >= DEATHS:
-                words = f"{task.deaths} workers died over item {task.index}"
-                error = WorkerLost(f"{words}: {why}" if why else words)
-                chunk.job.finish(task, None, error)
-            else:
-                self._again(chunk.job, task, alone=True)
+            words = f"{deaths} workers died over item {index}"
+            error = WorkerLost(f"{words}: {why}" if why else words)
+            job.fail(index, batch.items[place], error)
+        self._again(batch, spared, alone=True)
 
 
 def _as_error(value: Any) -> BaseException:
