@@ -39,6 +39,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("heartbeat", 2.0, "seconds", "how often an agent says that it is alive"),
     Setting("lease", 30.0, "seconds", "silence after which a rank is lost"),
     Setting("driver_lease", 60.0, "seconds", "a map whose driver is silent for so long is stopped"),
+    Setting("backoff", 1.0, "seconds", "before the first retry; doubled with each, up to 300"),
+    Setting("elastic_settle", 3.0, "seconds", "how long an elastic group waits for one more"),
     Setting("grace", 10.0, "seconds", "between SIGTERM and SIGKILL when a run is stopped"),
     Setting("barrier_timeout", 600.0, "seconds", "how long ranks wait for each other"),
     Setting("max_file", 10 * 2**20, "bytes", "a larger file does not travel with the code"),

@@ -37,7 +37,7 @@ class Ended:
 
     def __init__(self, status: int, why: str, left: list[str]) -> None:
         self.code = os.waitstatus_to_exitcode(status)  #: negative: the signal
-        self.why = why  #: "", "stopped", "timeout", "oom", "replaced"
+        self.why = why  #: "", "stopped", "preempted", "round", "timeout", "oom", "replaced"
         self.left = left  #: "PID (NAME)" of processes that the program left behind
 
 
@@ -53,12 +53,14 @@ class Supervisor:
         *,
         grace: Callable[[], float],
         timeout: float | None,
+        warn: Callable[[], None] = lambda: None,
     ) -> None:
         self._program = program
         self._capture = capture
         self._terminal = terminal
         self._wake = wake
         self._grace = grace
+        self._warn = warn  # called before the program is asked to end
         self._selector = selectors.DefaultSelector()
         self._stdin = bytearray()
         self._stdin_ends = False
@@ -147,6 +149,7 @@ class Supervisor:
             self._kill()
             return
         self._kill_at = time.monotonic() + self._grace()
+        self._warn()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._program.pid, signal.SIGTERM)
 

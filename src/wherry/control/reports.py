@@ -22,8 +22,9 @@ from wherry.agent import protocol
 from wherry.control.live import Live
 from wherry.control.tokens import RankIdentity
 from wherry.core.bundle import check_digest, check_path
+from wherry.core.causes import CAUSES
 from wherry.core.job import Scalar
-from wherry.core.run import Cause, File, Series
+from wherry.core.run import Event, File, Series
 from wherry.core.states import RankState
 from wherry.errors import InvalidInput
 from wherry.store.base import Chunk, ChunkKind, Exit, Report, Store
@@ -31,6 +32,7 @@ from wherry.store.base import Chunk, ChunkKind, Exit, Report, Store
 #: In a stored log chunk each block is ``f64 time | u8 stream | u32 length`` and its bytes.
 BLOCK = struct.Struct("<dBI")
 _GROUP = 64  # reports in one transaction at the most
+_MESSAGE = 64 * 1024  # characters of an event: the stacks of a stalled rank fit
 
 
 class _Exit(msgspec.Struct):
@@ -42,6 +44,11 @@ class _Exit(msgspec.Struct):
     last_lines: tuple[str, ...] = ()
 
 
+class _Event(msgspec.Struct):
+    kind: str
+    message: str = ""
+
+
 class _File(msgspec.Struct):
     path: str
     digest: str
@@ -49,7 +56,6 @@ class _File(msgspec.Struct):
     modified: float = 0.0
 
 
-_CAUSES = frozenset(Cause.__args__)  # type: ignore[attr-defined]
 _ENDS = {s.value: s for s in (RankState.SUCCEEDED, RankState.FAILED, RankState.STOPPED)}
 
 
@@ -95,6 +101,7 @@ class _Builder:
         self.files: list[File] = []
         self.params: dict[str, Scalar] = {}
         self.phases: dict[str, float] = {}
+        self.events: list[Event] = []
 
     def add(self, kind: int, seq: int, time: float, payload: memoryview) -> None:
         if self.last and seq != self.last + 1:
@@ -142,14 +149,32 @@ class _Builder:
             phase = msgspec.json.decode(payload, type=dict[str, str | float])
             self.phases[str(phase["phase"])] = float(phase["seconds"])
         elif kind == protocol.STARTED:
-            self.fields |= {"state": RankState.RUNNING, "started": time}
+            # In an elastic group a program may end and begin again within one request.
+            self.fields |= {"state": RankState.RUNNING, "started": time, "ended": None}
+        elif kind == protocol.ENDED:
+            self.fields["ended"] = self._exit(time, msgspec.json.decode(payload, type=_Exit))
+        elif kind == protocol.EVENT:
+            self._event(time, msgspec.json.decode(payload, type=_Event))
         elif kind == protocol.RESULT:
             self.fields["result"] = check_digest(msgspec.json.decode(payload)["digest"])
         elif kind == protocol.EXIT:
             self.fields["exit"] = self._exit(time, msgspec.json.decode(payload, type=_Exit))
 
+    def _event(self, time: float, said: _Event) -> None:
+        attempt, rank = self.who.attempt, self.who.rank
+        self.events.append(
+            Event(
+                run=attempt.run,
+                time=time,
+                kind=said.kind[:40],
+                message=said.message[:_MESSAGE],
+                attempt=attempt.number,
+                rank=rank,
+            )
+        )
+
     def _exit(self, time: float, said: _Exit) -> Exit:
-        if said.state not in _ENDS or said.cause not in _CAUSES:
+        if said.state not in _ENDS or said.cause not in CAUSES:
             raise ValueError(f"no such end: {said.state!r}, {said.cause!r}")
         cause: Any = said.cause
         return Exit(
@@ -176,6 +201,7 @@ class _Builder:
             files=tuple(self.files),
             params=self.params,
             phases=self.phases,
+            events=tuple(self.events),
             **self.fields,
         )
 

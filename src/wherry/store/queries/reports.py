@@ -18,13 +18,14 @@ from msgspec.structs import replace
 from sqlalchemy import Connection, Table, and_, bindparam, case, insert, or_, select, tuple_, update
 
 from wherry.core.run import Rank
-from wherry.core.states import RANK_NEXT
+from wherry.core.states import RANK_NEXT, RankState
 from wherry.errors import Conflict, InvalidInput, WherryError
 from wherry.store.base import Report
 from wherry.store.engine import Upsert, upsert
 from wherry.store.queries import attempts as members
+from wherry.store.queries import history
 from wherry.store.queries.records import chunk_row, file_row, fit, fit_row, param_row, series_row
-from wherry.store.tables import attempts, chunks, files, params, ranks, series
+from wherry.store.tables import attempts, chunks, events, files, params, ranks, series
 
 Key = tuple[str, int, int]  # run, attempt, rank
 
@@ -47,11 +48,13 @@ class Prepared(Struct, frozen=True):
 
     report: Report
     phases: dict[str, float]
+    over: dict[str, Any]  #: the fields of its rank that its program's end sets
     end: dict[str, Any]  #: the fields of its rank that an exit sets
     chunks: list[dict[str, Any]]
     series: list[dict[str, Any]]
     files: list[dict[str, Any]]
     params: list[dict[str, Any]]
+    events: list[dict[str, Any]]
 
     @property
     def key(self) -> Key:
@@ -67,11 +70,13 @@ def prepare(report: Report) -> Prepared | WherryError:
         return Prepared(
             report=report,
             phases=fit({k: v for k, v in report.phases.items() if math.isfinite(v)}),
+            over=fit_row(members.ending(report.ended)) if report.ended else {},
             end=fit_row(members.ending(report.exit)) if report.exit else {},
             chunks=[own | chunk_row(chunk) for chunk in report.chunks],
             series=[own | series_row(part) for part in report.series],
             files=[own | file_row(file) for file in report.files],
             params=[{"run": key[0]} | param_row(*item) for item in report.params.items()],
+            events=[fit_row(history.row_of(event)) for event in report.events],
         )
     except ValueError as error:
         return InvalidInput(f"a report of rank {report.rank} of {report.attempt}: {error}")
@@ -147,8 +152,12 @@ def _after(rank: Rank, one: Prepared) -> Rank:
     if report.state is not None and report.state in RANK_NEXT[rank.state]:
         started = time.time() if report.started is None else report.started
         rank = replace(rank, state=report.state, started=started)
+    if report.ended is not None and RankState.ENDING in RANK_NEXT[rank.state]:
+        rank = replace(rank, state=RankState.ENDING, **one.over)
     if report.exit is not None and report.exit.state in RANK_NEXT[rank.state]:
+        over = rank.ended if rank.state is RankState.ENDING else None
         rank = replace(rank, state=report.exit.state, **one.end)
+        rank = rank if over is None else replace(rank, ended=over)
     return rank
 
 
@@ -165,6 +174,8 @@ def _write(connection: Connection, accepted: Sequence[Prepared], changed: dict[K
         connection.execute(_latest(dialect, files), some)
     if some := rows("params"):
         connection.execute(_latest(dialect, params), some)
+    if some := rows("events"):
+        connection.execute(insert(events), some)
     if changed:
         connection.execute(_UPDATE_RANKS, [_rank_row(*item) for item in changed.items()])
 
