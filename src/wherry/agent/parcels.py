@@ -30,13 +30,13 @@ Parcel = tuple[Part, list[Part]]
 
 
 class Source:
-    """Bytes that are to be a blob: of a file or of memory. Read as often as needed."""
+    """Bytes that are to be a blob: of a file or of memory. ``pieces`` may be read repeatedly."""
 
     def __init__(self, digest: str, size: int, pieces: Callable[[], Iterator[bytes]]) -> None:
         self.digest, self.size, self.pieces = digest, size, pieces
 
 
-#: Keeps a blob; called before the parcel that names it is sent.
+#: Keeps a blob before the parcel that names it is sent. The source is good until it returns.
 Keep = Callable[[Source], None]
 
 
@@ -82,7 +82,8 @@ class _Spool:
             return iter(lambda: file.read(_PIECE), b"")
 
         source = Source(self._sha.hexdigest(), self.size, pieces)
-        keep(source)
+        with file:
+            keep(source)
         return source.digest
 
 

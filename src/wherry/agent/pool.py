@@ -336,10 +336,17 @@ def main(config, payload):
         _load("_wherry_tasks", "wherry", "agent", "tasks.py"),
         _load("_wherry_call", "wherry_call.py"),
     )
-    prepare(payload)
     worker = Worker(told, modules)
-    worker.start(worker.fetch, "fetch")
     worker.start(worker.send, "send")
+    try:
+        prepare(payload)
+    except BaseException as error:
+        worker.have.append(0)
+        worker.say(0, time.monotonic(), [(0, False, worker.failure(error))], last=True)
+        worker.queue, worker.ended = [], True
+        worker.work()  # until that is told
+        raise
+    worker.start(worker.fetch, "fetch")
     worker.work()
     return 0
 

@@ -13,10 +13,13 @@ never uses a number twice; to the broker a chunk is bytes. Bodies are frames::
 CHUNK   driver → worker: ``u8 flags`` then what ``agent.parcels`` packs
 CANCEL  driver → broker: forget this chunk unless a worker has it
 GRANT   driver → broker: SHA-256 digests, 32 bytes each: blobs that this run's workers may read
-RESULT  worker → driver: the chunk's last outcomes; it is over, and what is missing was not begun
+RESULT  worker → driver: the chunk's last outcomes; it is over, and what is missing was not begun.
+        Of chunk 0: the initializer has raised
 PART    worker → driver: outcomes so far; the chunk goes on
 LOST    broker → driver: JSON ``{"why"}``: its worker is gone; what was not answered is yours again
-STATE   broker → driver: JSON ``{"epoch", "next", "state", "workers"}``; first in every answer
+STATE   broker → driver: JSON ``{"epoch", "next", "state", "workers", "replaced"}``; first in every
+        answer. ``next``: how many answers there were, with these; ``state``: the run's;
+        ``workers``: how many run; ``replaced``: how many died and were replaced
 END     broker → worker: there will be no more
 ======= ============================================================================================
 

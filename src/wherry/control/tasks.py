@@ -15,6 +15,7 @@ import contextlib
 import json
 import logging
 import secrets
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -67,6 +68,7 @@ class Broker:
         self.ended = False  #: the driver has said that no more will come
         self.state = RunState.SUBMITTED  #: as of the last look
         self.workers = 0  #: how many run
+        self.replaced = 0  #: how many have died and were replaced
         self.known: set[Worker] = set()  #: whose tokens were checked against the store
         self.granted: set[str] = set()
         self._chunks: dict[int, _Chunk] = {}
@@ -153,6 +155,7 @@ class Broker:
             "next": self._first + len(self._answers),
             "state": self.state,
             "workers": self.workers,
+            "replaced": self.replaced,
         }
         return b"".join([t.frame(t.STATE, 0, json.dumps(state).encode()), *self._answers])
 
@@ -277,14 +280,23 @@ class Broker:
     def _over(self) -> bool:
         return self.state in RUN_TERMINAL
 
+    @property
+    def holders(self) -> set[Worker]:
+        """The workers that have chunks."""
+        return {worker for worker, held in self._held.items() if held}
+
     def look(self, state: RunState, live: Mapping[Worker, bool], why: Callable[[int], str]) -> None:
         """
         Take note of the run's state and of the workers that live (and whether each runs).
 
         The chunks of one that does not live go back to the driver, with the reason.
         """
-        changed = state != self.state
         self.state = state
+        replaced = sum(worker.incarnation - 1 for worker in live)
+        changed, self.replaced = (
+            replaced > self.replaced or self._over,
+            max(replaced, self.replaced),
+        )
         self.workers = sum(live.values())
         self.known &= live.keys()
         for worker in [w for w in self._held if w not in live]:
@@ -293,7 +305,7 @@ class Broker:
                 self._say(t.frame(t.LOST, number, json.dumps({"why": why(worker.rank)}).encode()))
             self._claims.pop(worker, None)
             self._polls.pop(worker, None)
-        if changed and self._over:
+        if changed:
             self.tell_driver()
 
     # --- waiting
@@ -431,15 +443,22 @@ class Brokers:
             for r in ranks
             if r.state in _LIVE and not run.finished
         }
-        broker.look(run.state, live, lambda rank: _fate(ranks, rank))
+        fates: dict[int, str] = {}
+        if broker.holders - live.keys():
+            events = await asyncio.to_thread(self._store.events, run_id)
+            fates = {e.rank: _reason(e.message) for e in events if e.rank is not None}
+        fates |= {r.rank: why for r in ranks if r.state not in _LIVE and (why := _fate(r))}
+        broker.look(run.state, live, lambda rank: fates.get(rank, ""))
         return run.finished
 
 
-def _fate(ranks: Iterable[Rank], number: int) -> str:
+def _fate(rank: Rank) -> str:
     """What is known of a rank's end, for people."""
-    for rank in ranks:
-        if rank.rank == number:
-            if rank.signal:
-                return f"killed by signal {rank.signal}"
-            return (rank.message or rank.cause).partition("\n")[0]
-    return ""
+    if rank.signal:
+        return f"killed by {signal.Signals(rank.signal).name}"
+    return (rank.message or rank.cause).partition("\n")[0]
+
+
+def _reason(message: str) -> str:
+    """Of an event such as "rank 0 is replaced (killed by SIGKILL)"."""
+    return message.partition("(")[2].rstrip(")") or message

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: A worker that dies is replaced at once; the pool gives up where that leads to nothing.
+_REPLACE = {"restarts": 1000, "retry_on": ("signal", "oom", "exit"), "backoff": 0.0}
+
 
 class Executor(futures.Executor):
     """
@@ -74,7 +77,7 @@ class Executor(futures.Executor):
         said = {
             "workers": workers, "name": name or None, "env": env,
             "resources": {k: v for k, v in resources.items() if v is not None} or None,
-            "tags": None if tags is None else tuple(tags), "note": note,
+            "tags": None if tags is None else tuple(tags), "note": note, **_REPLACE,
         }  # fmt: skip
         served = Served(
             initializer or nothing,
@@ -120,13 +123,12 @@ class Executor(futures.Executor):
         for queue in queues:
             queue.shut(cancel=cancel_futures)
         if wait:
-            for queue in queues:
-                queue.drain()
+            self.pool.drain()
             self.pool.close(wait=True)
-        elif all(queue.idle for queue in queues):
-            self.pool.close()
-        else:
+        elif any(queue.busy for queue in queues):
             threading.Thread(target=self.shutdown, name="shutdown").start()
+        else:
+            self.pool.close()
 
     def kill(self) -> None:
         """Stop what runs, in the middle; nobody waits for it any more."""
@@ -148,10 +150,10 @@ class Executor(futures.Executor):
     def memo(self, memo: Memo | None) -> None:
         self.pool.memo = memo
 
-    def lend(self, *, owns: bool) -> Pool:
-        """The workers; with ``owns`` they are not this executor's any more."""
+    def lend(self, *, give: bool) -> Pool:
+        """The workers; with ``give`` they are not this executor's any more."""
         pool = self.pool
-        if owns:
+        if give:
             _OPEN.discard(self)
             del self.pool
         return pool
@@ -182,7 +184,7 @@ class Executor(futures.Executor):
     def _forget(self) -> None:
         """Functions that were made for one call each must not pile up."""
         for key, queue in list(self._calls.items()):
-            if queue.idle:
+            if not queue.busy:
                 del self._calls[key]
                 self.pool.remove(queue)
 
@@ -209,8 +211,8 @@ class _Calls(Job):
         return future
 
     @property
-    def idle(self) -> bool:
-        return not (self._waiting or self._futures)
+    def busy(self) -> bool:
+        return bool(self._waiting or self._futures)
 
     def shut(self, *, cancel: bool) -> None:
         with self._changed:
@@ -221,11 +223,6 @@ class _Calls(Job):
         for _, future in waiting:
             future.cancel()
             future.set_running_or_notify_cancel()
-
-    def drain(self) -> None:
-        with self._changed:
-            while not self.idle and self._pool.error is None:
-                self._changed.wait()
 
     def take(self, count: int) -> tuple[Sequence[int], list[Any]]:
         indexes: list[int] = []
@@ -238,8 +235,6 @@ class _Calls(Job):
                     self._futures[self._count] = future
                     indexes.append(self._count)
                     items.append(item)
-            if not items:
-                self._changed.notify_all()
         return indexes, items
 
     def left(self) -> int | None:
@@ -264,10 +259,6 @@ class _Calls(Job):
         for future in left:
             if not future.cancelled():
                 future.set_exception(error)
-
-    def settled(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
 
 
 _OPEN: weakref.WeakSet[Executor] = weakref.WeakSet()

@@ -99,11 +99,16 @@ class Job:
         """This one has raised, for the last time."""
         raise NotImplementedError
 
+    @property
+    def busy(self) -> bool:
+        """Whether there are tasks that an end should wait for."""
+        raise NotImplementedError
+
     def settled(self) -> None:
         """Some were finished or failed; called once for many."""
 
     def broken(self, error: BaseException) -> None:
-        """Nothing more will come: the run is over."""
+        """Nothing more will come: the workers have left."""
         raise NotImplementedError
 
     # --- cutting

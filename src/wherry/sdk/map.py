@@ -132,12 +132,16 @@ class _Mapped(Job):
         self._changed = threading.Condition()
         self._error: BaseException | None = None
         self._pool: Pool | None = None
-        self._owns = False
+        self._lender: Executor | None = None  # it ends with its last reference
         self._left = False
 
-    def start(self, pool: Pool, *, owns: bool) -> None:
-        self._pool, self._owns = pool, owns
+    def start(self, pool: Pool, lender: Executor | None) -> None:
+        self._pool, self._lender = pool, lender
         pool.add(self)
+
+    @property
+    def busy(self) -> bool:
+        return self.total is not None and self._done < self.total and self._error is None
 
     # --- the engine asks
 
@@ -223,8 +227,9 @@ class _Mapped(Job):
         if self.bar is not None:
             self.bar.close()
         self._pool.remove(self)
-        if self._owns:
+        if self._lender is None:
             self._pool.close(kill=kill)
+        self._lender = None
 
 
 def _shown(item: Any) -> str:
@@ -314,13 +319,13 @@ def map(  # noqa: A001
     )
     if total != 0:
         title = name or str(getattr(function, "__name__", "map"))
-        owns = executor is None
-        pool = (executor or Executor(workers, on=on, name=title, **options)).lend(owns=owns)
+        lender = executor or Executor(workers, on=on, name=title, **options)
+        pool = lender.lend(give=executor is None)
         if wanted(progress):
             job.bar = Bar(title, total)
-        job.start(pool, owns=owns)
+        job.start(pool, executor)
     else:
-        job.leave()
+        job.take(1)  # it sees that there is nothing, and takes no workers
     return Results(job)
 
 

@@ -18,6 +18,7 @@ import json
 import pickle
 import threading
 from collections import deque
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from itertools import chain
 from typing import Any
@@ -57,6 +58,7 @@ class Pool:
         self._grants: list[str] = []
         self._work = True  # whether there may be something to send
         self._closing = False
+        self._deaths = 0  # workers that had been replaced when the last task was answered
         _LIVE.add(self)
         for loop in (self._send_all, self._receive_all):
             threading.Thread(target=self._guarded, args=(loop,), daemon=True).start()
@@ -91,6 +93,12 @@ class Pool:
             self._cancelled += gone
             self.wake()
 
+    def drain(self) -> None:
+        """Wait until no job is busy, or the pool is over."""
+        with self.changed:
+            while not self.closed and any(job.busy for job in self._jobs):
+                self.changed.wait()
+
     def close(self, *, kill: bool = False, wait: bool = False) -> None:
         """
         Let the workers leave. Again: no error.
@@ -99,7 +107,11 @@ class Pool:
         """
         with self.changed:
             first, self._closing = not self._closing, True
+            jobs = list(self._jobs) if first else []
             self.changed.notify_all()
+        for job in jobs:
+            job.broken(CancelledError("the workers were told to leave"))
+            job.settled()
         with suppress(WherryError):
             if kill:
                 self.client.stop(self.run.id, grace=0.0)
@@ -147,6 +159,8 @@ class Pool:
         for job in jobs:
             job.broken(error)
             job.settled()
+        with suppress(WherryError):
+            self.client.stop(self.run.id, grace=0.0)
 
     def _send_all(self) -> None:
         while True:
@@ -303,6 +317,8 @@ class Pool:
         for kind, number, payload in frames:
             with self.changed:
                 batch = self._batches.get(number)
+            if not number:
+                raise self._unfit(bytes(payload))
             if batch is not None:
                 settled.add(batch.job)
                 if kind == t.LOST:
@@ -314,10 +330,23 @@ class Pool:
         with self.changed:
             self._after, self.alive = state["next"], state["workers"]
             if settled:
+                self._deaths = state.get("replaced", 0)
                 self._work = True
-                self.changed.notify_all()
+            self.changed.notify_all()
         if state["state"] in RUN_TERMINAL and not self._closing:
             raise self._over()
+        if state.get("replaced", 0) - self._deaths > DEATHS * (self.workers + 3):
+            raise WorkerLost(
+                f"the workers of run {self.run.id} die as soon as they start",
+                hint=f"see why: wherry logs {self.run.id}",
+            )
+
+    def _unfit(self, payload: bytes) -> WherryError:
+        """The initializer has raised."""
+        [(_, _, found)] = parcels.unpack(pickle.loads(payload)[1], self.client.blob)
+        error = WorkerLost(f"the initializer raised {found['type']}: {found['message']}")
+        error.__cause__ = remote_error(found)
+        return error
 
     def _over(self) -> WherryError:
         from wherry.sdk.runs import failure
