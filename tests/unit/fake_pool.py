@@ -61,7 +61,12 @@ class FakePlane:
         """Start anew, as after a crash: everything in memory is gone."""
         with self.changed:
             self.broker = Broker(limit=self.limit)
+            self._look()
             self.changed.notify_all()
+
+    def _look(self) -> None:
+        live = {Worker(1, r, i): True for r, i in self.incarnations.items()}
+        self.broker.look(RunState.RUNNING, live, lambda _: "killed by SIGKILL")
 
     def close(self) -> None:
         """End the pool, and see that the workers leave."""
@@ -140,8 +145,7 @@ class FakePlane:
     def _replace(self, rank: int, incarnation: int) -> None:
         with self.changed:
             self.incarnations[rank] = incarnation + 1
-            live = {Worker(1, r, i): True for r, i in self.incarnations.items()}
-            self.broker.look(RunState.RUNNING, live, lambda _: "killed by SIGKILL")
+            self._look()
             self.changed.notify_all()
         thread = threading.Thread(target=self._work, args=(rank, incarnation + 1), daemon=True)
         self.threads.append(thread)

@@ -76,10 +76,33 @@ def test_equal_arrays_are_one_blob_and_a_memo_spares_a_second_look(
     assert set(store.kept) == {store.kept[0]}
 
 
-def test_a_large_pickle_is_a_blob_and_never_whole_in_memory_twice(store: Store) -> None:
-    body, _ = pack(b"z" * 5_000_000, store.keep)
+@pytest.mark.parametrize(
+    "large", [b"z" * 5_000_000, bytearray(b"z" * 300_000), "\xe4\ud800" * 200_000], ids=type
+)
+def test_large_bytes_and_text_lie_apart_so_that_they_are_sent_once(
+    store: Store, large: Any
+) -> None:
+    fixed: parcels.Memo = {}
+    first = pack([(large, 1), (large, 2)], store.keep, fixed=fixed)
+    second = pack([(large, 3)], store.keep, fixed=fixed)
+    assert len(set(store.kept)) == 1
+    assert all(isinstance(body, bytes) and len(body) < 1000 for body, _ in (first, second))
+    assert unpack(first, store.fetch) == [(large, 1), (large, 2)]
+    assert unpack(second, store.fetch) == [(large, 3)]
+
+
+def test_a_pickle_of_many_things_is_a_blob_itself(store: Store) -> None:
+    many = [str(n) for n in range(100_000)]
+    body, _ = pack(many, store.keep)
     assert isinstance(body, str)
-    assert unpack((body, []), store.fetch) == b"z" * 5_000_000
+    assert unpack((body, []), store.fetch) == many
+
+
+def test_a_closure_over_much_travels_by_value_and_the_much_apart(store: Store) -> None:
+    data = b"y" * 500_000
+    body, _ = pack(lambda: len(data), store.keep)
+    assert isinstance(body, bytes) and len(body) < 5000
+    assert unpack((body, []), store.fetch)() == 500_000
 
 
 def test_a_lambda_and_a_closure_travel_by_value(store: Store) -> None:

@@ -139,6 +139,25 @@ def test_a_chunk_that_comes_back_before_its_holder_does_goes_to_the_holder() -> 
     assert ask(broker, TWO) == []
 
 
+def test_what_is_sent_again_waits_until_every_worker_has_said_what_it_has() -> None:
+    now = [0.0]
+    broker = Broker(clock=lambda: now[0])
+    again = t.frame(t.CHUNK, 7, bytes([t.AGAIN]) + b"x")
+    put(broker, again, t.frame(t.CHUNK, 8, bytes([t.AGAIN]) + b"x"))
+    assert ask(broker, ONE) == []  # nobody knows yet who lives
+    broker.look(RunState.RUNNING, {ONE: True, TWO: True, Worker(1, 2, 1): False}, lambda _: "")
+    assert ask(broker, ONE) == []
+    assert ask(broker, TWO, 7) == []
+    assert ask(broker, ONE) == [8]
+
+    other = Broker(clock=lambda: now[0])
+    put(other, again)
+    other.look(RunState.RUNNING, {ONE: True, TWO: True}, lambda _: "")
+    assert ask(other, ONE) == []
+    now[0] = 60.0  # the other one has had its time
+    assert ask(other, ONE) == [7]
+
+
 def test_it_takes_no_more_than_its_limit_but_always_one() -> None:
     broker = Broker(limit=100)
     assert put(broker, chunk(1, size=500)) == 1

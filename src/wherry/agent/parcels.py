@@ -12,12 +12,13 @@ they are large, the SHA-256 of the blob that holds them.
 from __future__ import annotations
 
 import hashlib
+import io
 import mmap
 import os
 import pickle
 import tempfile
 from collections.abc import Iterator
-from typing import Any, Callable, Union
+from typing import Any, Callable, NamedTuple, Union
 
 PROTOCOL = 5  # Python 3.8 and later
 BODY = 256 * 1024  #: a pickle larger than this is a blob
@@ -43,8 +44,8 @@ Keep = Callable[[Source], None]
 class _Spool:
     """What a pickler writes to: memory at first, then a file that has no name."""
 
-    def __init__(self, folder: str | None) -> None:
-        self._folder = folder
+    def __init__(self, folder: str | None, most: int | None = None) -> None:
+        self._folder, self._most = folder, most
         self._parts: list[bytes] = []
         self._file: Any = None
         self._sha = hashlib.sha256()
@@ -54,6 +55,8 @@ class _Spool:
 
     def write(self, data: Any) -> int:
         view = memoryview(data)
+        if self._most is not None and self.size + view.nbytes > self._most:
+            raise _Large
         head = self._tail + bytes(view[:8])
         if not self.of_main and (b"__main__" in head or _contains(view, b"__main__")):
             self.of_main = True
@@ -106,6 +109,7 @@ def pack(
     beside: bool = True,
     folder: str | None = None,
     memo: Memo | None = None,
+    fixed: Memo | None = None,
 ) -> Parcel:
     """
     A parcel of ``value``; what is large is handed to ``keep``.
@@ -114,25 +118,84 @@ def pack(
 
     :param beside: let memory lie beside the pickle. :param folder: for temporary files.
     :param memo: spares looking again at memory that does not change while the memo lives.
+    :param fixed: the same of bytes and text, which never change.
     :raises Exception: what pickling raises.
     """
+    how = _How(keep, beside, folder, memo, {} if fixed is None else fixed)
     try:
-        spool, buffers = _pickle(pickle.Pickler, value, keep, beside, folder, memo)
+        try:
+            spool, buffers = _pickle(pickle.Pickler, value, how, most=BODY)
+        except _Large:
+            spool, buffers = _pickle(_Pickler, value, how)
         if not spool.of_main:
             return spool.part(keep), buffers
     except Exception:
         pass
     import cloudpickle  # type: ignore[import-untyped]
 
-    spool, buffers = _pickle(cloudpickle.Pickler, value, keep, beside, folder, memo)
+    kind = type("_CloudPickler", (_Apart, cloudpickle.Pickler), {})
+    spool, buffers = _pickle(kind, value, how)
     return spool.part(keep), buffers
 
 
+class _How(NamedTuple):
+    keep: Keep
+    beside: bool
+    folder: str | None
+    memo: Memo | None
+    fixed: Memo
+
+
+class _Large(Exception):
+    """The pickle grows large, so bytes and text in it are laid apart."""
+
+
+class _Apart:
+    """Of a pickler: leaves large bytes and text out, each by its digest."""
+
+    how: Any = None
+
+    def persistent_id(self, value: Any) -> Any:
+        kind = value.__class__
+        if kind not in _KINDS or len(value) < BUFFER:
+            return None
+        fixed = self.how.fixed
+        if kind is not bytearray and id(value) in fixed:
+            return kind.__name__, fixed[id(value)][1]
+        raw = memoryview(value.encode("utf-8", "surrogatepass") if kind is str else value)
+        source = Source(hashlib.sha256(raw).hexdigest(), raw.nbytes, lambda: _slices(raw))
+        self.how.keep(source)
+        if kind is not bytearray and len(fixed) < _MEMO:
+            fixed[id(value)] = value, source.digest
+        return kind.__name__, source.digest
+
+
+_KINDS: dict[Any, Any] = {
+    bytes: bytes,
+    bytearray: bytearray,
+    str: lambda data: str(data, "utf-8", "surrogatepass"),
+}
+
+
+class _Pickler(_Apart, pickle.Pickler):
+    pass
+
+
+class _Unpickler(pickle.Unpickler):
+    fetch: Any = None
+
+    def persistent_load(self, pid: Any) -> Any:
+        name, digest = pid
+        make = next(make for kind, make in _KINDS.items() if kind.__name__ == name)
+        return make(self.fetch(digest))
+
+
 def _pickle(
-    pickler: Any, value: Any, keep: Keep, beside: bool, folder: str | None, memo: Memo | None
+    kind: Any, value: Any, how: _How, *, most: int | None = None
 ) -> tuple[_Spool, list[Part]]:
-    spool = _Spool(folder)
+    spool = _Spool(how.folder, most)
     buffers: list[Part] = []
+    memo = how.memo
 
     def lay_beside(buffer: pickle.PickleBuffer) -> bool:
         raw = buffer.raw()
@@ -143,13 +206,16 @@ def _pickle(
             buffers.append(memo[id(owner)][1])
             return False
         source = Source(hashlib.sha256(raw).hexdigest(), raw.nbytes, lambda: _slices(raw))
-        keep(source)
+        how.keep(source)
         buffers.append(source.digest)
         if memo is not None and len(memo) < _MEMO:
             memo[id(owner)] = owner, source.digest
         return False
 
-    pickler(spool, PROTOCOL, buffer_callback=lay_beside if beside else None).dump(value)
+    pickler = kind(spool, PROTOCOL, buffer_callback=lay_beside if how.beside else None)
+    if most is None:
+        pickler.how = how
+    pickler.dump(value)
     return spool, buffers
 
 
@@ -172,7 +238,11 @@ def unpack(parcel: Parcel, fetch: Callable[[str], Any]) -> Any:
     body, buffers = parcel
     data = fetch(body) if isinstance(body, str) else body
     memory = [fetch(b) if isinstance(b, str) else bytearray(b) for b in buffers]
-    return pickle.loads(data, buffers=memory)
+    # A mapped file is read in place; all others are small or come from memory anyway.
+    file: Any = data if isinstance(data, mmap.mmap) else io.BytesIO(data)
+    unpickler = _Unpickler(file, buffers=memory)
+    unpickler.fetch = fetch
+    return unpickler.load()
 
 
 class Cache:

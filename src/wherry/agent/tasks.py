@@ -44,6 +44,8 @@ CHUNK, CANCEL, GRANT, RESULT, PART, LOST, STATE, END = range(1, 9)
 
 #: A flag of CHUNK: it takes an instant, so it may wait behind another at the same worker.
 SHORT = 1
+#: Another: it was sent before to a broker that has started anew, so that a worker may have it.
+AGAIN = 2
 
 HEAD = struct.Struct("<IBQ")
 

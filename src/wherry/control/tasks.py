@@ -36,6 +36,7 @@ log = logging.getLogger("wherry.tasks")
 LIMIT = 64 * 2**20  #: bytes of chunks, and of results, that one run may leave here
 _LOOK = 1.0  # seconds between looks at a quiet run
 _PAUSE = 0.05  # seconds between looks at a busy one
+_MEET = 15.0  # seconds that a broker that starts anew waits for workers to say what they have
 _KEEP = 60.0  # seconds that the broker of a finished run is kept for its driver
 _LIVE = (RankState.PENDING, RankState.ARRIVED, RankState.RUNNING)
 _UNFINISHED = frozenset(RunState) - RUN_TERMINAL
@@ -50,11 +51,12 @@ class Worker(Struct, frozen=True):
 
 
 class _Chunk:
-    __slots__ = ("data", "holder", "short")
+    __slots__ = ("again", "data", "holder", "short")
 
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.short = bool(data and data[0] & t.SHORT)
+        self.again = bool(data and data[0] & t.AGAIN)
         self.holder: Worker | None = None
 
 
@@ -69,6 +71,8 @@ class Broker:
         self.state = RunState.SUBMITTED  #: as of the last look
         self.workers = 0  #: how many run
         self.replaced = 0  #: how many have died and were replaced
+        self._born = clock()
+        self._live: frozenset[Worker] | None = None  # those that run; None: not known yet
         self.known: set[Worker] = set()  #: whose tokens were checked against the store
         self.granted: set[str] = set()
         self._chunks: dict[int, _Chunk] = {}
@@ -195,6 +199,7 @@ class Broker:
                 self._give(number, chunk, worker)
         self._claims[worker] = unknown
         self._polls[worker] = self._polls.get(worker, 0) + 1
+        self.offer()
         return self._polls[worker]
 
     def stands(self, worker: Worker, question: int) -> bool:
@@ -229,8 +234,20 @@ class Broker:
 
     def _may(self, worker: Worker, chunk: _Chunk) -> bool:
         """Only behind what takes an instant may another wait, and only if it is one itself."""
+        if chunk.again and not self._met():
+            return False
         mine = self._held.get(worker)
         return not mine or (chunk.short and all(self._short(n) for n in mine))
+
+    def _met(self) -> bool:
+        """
+        Whether every worker has said what it has since this broker started, or had time to.
+
+        Before that, what the driver sends again may be at work.
+        """
+        if self._clock() > self._born + _MEET:
+            return True
+        return self._live is not None and self._live <= self._polls.keys()
 
     def _next(self) -> int | None:
         while self._queue:
@@ -298,6 +315,7 @@ class Broker:
             max(replaced, self.replaced),
         )
         self.workers = sum(live.values())
+        self._live = frozenset(worker for worker, runs in live.items() if runs)
         self.known &= live.keys()
         for worker in [w for w in self._held if w not in live]:
             for number in sorted(self._held.pop(worker)):
@@ -307,6 +325,7 @@ class Broker:
             self._polls.pop(worker, None)
         if changed:
             self.tell_driver()
+        self.offer()
 
     # --- waiting
 
@@ -396,6 +415,10 @@ class Brokers:
         broker = self._brokers.get(run_id)
         return frozenset(broker.granted) if broker else frozenset()
 
+    def lent(self) -> frozenset[str]:
+        """Every blob that a driver has granted. From any thread."""
+        return frozenset().union(*(set(b.granted) for b in list(self._brokers.values())))
+
     def _open(self, run: Run) -> Broker:
         broker = self._brokers.get(run.id)
         if broker is None:
@@ -422,6 +445,7 @@ class Brokers:
                     log.info("run %s: its driver is gone", run_id)
                     await asyncio.to_thread(self._runs.stop, run, Stop())
                     broker.ended = True
+                broker.offer()  # time may have brought what is owed to nobody any more
                 await self._bus.wait(run_id, version, timeout=_LOOK)
                 await asyncio.sleep(_PAUSE)
         except NotFound:

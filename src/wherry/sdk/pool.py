@@ -52,7 +52,9 @@ class Pool:
         self._batches: dict[int, Batch] = {}
         self._number = 0
         self._unsent: deque[int] = deque()
+        self._resent: set[int] = set()  # those that a worker may have from before
         self._cancelled: list[int] = []
+        self._fixed: parcels.Memo = {}  # large bytes and text, until a job ends
         self._epoch, self._after = "", 0
         self._stored: set[str] = set()
         self._grants: list[str] = []
@@ -87,6 +89,7 @@ class Pool:
             if job not in self._jobs:
                 return
             self._jobs.remove(job)
+            self._fixed = {}
             gone = [n for n, batch in self._batches.items() if batch.job is job]
             for number in gone:
                 del self._batches[number]
@@ -207,13 +210,13 @@ class Pool:
     def _pack(self, batch: Batch) -> bytes:
         job, count = batch.job, len(batch.items)
         if job.packed is None:
-            parcel = parcels.pack(job.function, self._keep)
+            parcel = parcels.pack(job.function, self._keep, fixed=self._fixed)
             job.packed = hashlib.sha256(pickle.dumps(parcel)).hexdigest(), parcel
         body = {
             "key": job.packed[0],
             "function": job.packed[1],
             "mode": job.mode,
-            "items": parcels.pack(batch.items, self._keep, memo=self.memo),
+            "items": parcels.pack(batch.items, self._keep, memo=self.memo, fixed=self._fixed),
             "timeout": job.timeout,
         }
         data = pickle.dumps(body, parcels.PROTOCOL)
@@ -281,12 +284,16 @@ class Pool:
             if numbers and size + len(data) > _SEND:
                 break
             numbers.append(number)
+            if number in self._resent:
+                data = bytes([data[0] | t.AGAIN]) + data[1:]
             frames.append(t.frame(t.CHUNK, number, data))
             size += len(data)
         return numbers, frames
 
     def _begin_anew(self, epoch: str) -> None:
         """The broker remembers nothing: it gets everything that is not answered."""
+        if self._epoch:
+            self._resent.update(self._batches)
         self._epoch, self._after = epoch, 0
         self._unsent = deque(self._batches)
         self._grants = list(self._stored)
@@ -408,6 +415,7 @@ class Pool:
     def _forget(self, number: int) -> None:
         with self.changed:
             self._batches.pop(number, None)
+            self._resent.discard(number)
 
     def _lost(self, number: int, batch: Batch, why: str) -> None:
         """Its worker died: what is left is done again, each alone, but not for ever."""

@@ -111,16 +111,17 @@ class ControlPlane:
             bus=bus,
             removed=lambda run_id: shutil.rmtree(home / "checkpoints" / run_id, ignore_errors=True),
         )
+        brokers = Brokers(store=store, runs=use_cases, bus=bus, lease=settings.get("driver_lease"))
         self.services = Services(
             store=store,
             blobs=blobs,
             runs=use_cases,
-            tasks=Brokers(store=store, runs=use_cases, bus=bus, lease=settings.get("driver_lease")),
+            tasks=brokers,
             ingest=ingest,
             live=live,
             bus=bus,
             reconciler=self.reconciler,
-            cleanup=_cleanup(home, store, blobs, use_cases),
+            cleanup=_cleanup(home, store, blobs, use_cases, brokers),
             bundled=lru_cache(64)(lambda bundle: entries(blobs, bundle)),
             home=home,
             owner=getpass.getuser(),
@@ -178,13 +179,14 @@ def embedded(home: Path, *, url: str) -> ControlPlane:
     )
 
 
-def _cleanup(home: Path, store: Store, blobs: Blobs, use_cases: Runs) -> Cleanup:
+def _cleanup(home: Path, store: Store, blobs: Blobs, use_cases: Runs, brokers: Brokers) -> Cleanup:
     return Cleanup(
         store=store,
         blobs=blobs,
         delete=use_cases.delete,
         prune_cache=lambda days: environment.prune(str(home / "cache"), days),
         keep=(home / "secret", home / "token"),
+        lent=brokers.lent,
     )
 
 
