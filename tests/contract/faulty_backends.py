@@ -173,6 +173,12 @@ class DeclaresLimitsOnly(Faulty):
         self._cgroups = Cgroups()
         self.capabilities = self.capabilities | {Capability.LIMITS}
 
+    def plan(self, request: Request) -> Plan:
+        plan = super().plan(request)
+        for rank in plan.body["ranks"]:  # an agent that knows the limit may notice in time
+            rank["config"]["limits"] = {"memory": None, "cgroup": []}
+        return plan
+
 
 class SeesEveryEndAsALoss(Faulty):
     CATCHES = "test_the_exit_code_is_kept"

@@ -206,6 +206,21 @@ def test_a_symptom_never_wins_over_a_reason_whatever_the_clocks_say() -> None:
     assert (finish.verdict.rank, finish.verdict.cause) == (1, "oom")
 
 
+def test_one_who_ended_well_and_left_the_others_alone_is_named() -> None:
+    ranks = attempt(
+        rank(FAILED, cause="peer", exit_code=1, ended=9.0, message="Connection closed by peer"),
+        rank(SUCCEEDED, ended=5.0),
+        rank(SUCCEEDED, ended=9.5),
+        stopping="rank 0 failed",
+    )
+    _, finish = decided(run(spec={"workers": 3, "restarts": 0}), ranks)
+    assert isinstance(finish, d.Finish) and finish.verdict is not None
+    assert finish.verdict.message == (
+        "rank 0: Connection closed by peer; rank 1 had ended with status 0 before"
+    )
+    assert "same number of steps" in finish.verdict.hint
+
+
 def test_the_end_of_a_program_stops_the_gang_before_its_files_are_sent() -> None:
     held = attempt(rank(ENDING, cause="exit", exit_code=1, ended=5.0), RUNNING)
     assert decided(run(spec={"workers": 2}), held) == [d.StopAttempt("rank 0 failed")]

@@ -226,8 +226,9 @@ class BackendContract:
         body = "block = b'x' * (300 * 2**20)\nprint(len(block))"
         limit = Resources(cpu=1.0, memory=100 * 2**20)
         told = bench.exit(bench.launch(backend, body, resources=limit))
-        expected = ("failed", "oom") if enforced else ("succeeded", "")
-        assert (told["state"], told["cause"]) == expected
+        # Without a limit of the kernel's, the agent looks now and then, and may be too late.
+        expected = {("failed", "oom")} | (set() if enforced else {("succeeded", "")})
+        assert (told["state"], told["cause"]) in expected
 
     # --- one rank anew
     def test_a_newer_incarnation_takes_the_place_of_one_rank_alone(self, bench: Bench) -> None:
