@@ -213,6 +213,7 @@ class Served(Function):
         return self.title or super().name
 
     def pack(self, root: Path, manifest: Manifest, environment: Environment) -> bytes:
+        _check_minor(environment, self.name)  # of what comes later nobody knows how it travels
         try:
             call = (None if self.function is nothing else self.function, self.args)
             return pickle.dumps(list(self.path)) + _dumps(call)
