@@ -26,10 +26,13 @@ if TYPE_CHECKING:
     from wherry.errors import WherryError
     from wherry.sdk.client import Client
     from wherry.sdk.connect import connect
+    from wherry.sdk.executor import Executor
+    from wherry.sdk.map import map  # noqa: A004
     from wherry.sdk.runs import Run, run
 
 __all__ = [
     "Client",
+    "Executor",
     "JobSpec",
     "Run",
     "WherryError",
@@ -37,6 +40,7 @@ __all__ = [
     "checkpoint_dir",
     "connect",
     "errors",
+    "map",
     "output_dir",
     "params",
     "rank",
@@ -47,11 +51,13 @@ __all__ = [
 
 _HOME = {
     "Client": "wherry.sdk.client",
+    "Executor": "wherry.sdk.executor",
     "JobSpec": "wherry.core.job",
     "Run": "wherry.sdk.runs",
     "WherryError": "wherry.errors",
     "checkpoint_dir": "wherry.agent.user",
     "connect": "wherry.sdk.connect",
+    "map": "wherry.sdk.map",
     "output_dir": "wherry.agent.user",
     "params": "wherry.agent.user",
     "rank": "wherry.agent.user",

@@ -31,6 +31,7 @@ Every error that Wherry raises on purpose, in one tree.
     │   └── StorageFull                          no space left
     ├── SchemaTooNew               500  exit 6   the database is from a newer Wherry
     ├── RunFailed                       exit 1   ``Run.result()`` of a run that did not succeed
+    │   └── WorkerLost                           a task of ``wherry.map`` whose workers died
     ├── WaitTimeout                     exit 7
     └── Internal                   500  exit 70  a defect of Wherry
 
@@ -239,6 +240,12 @@ class RunFailed(WherryError):
     """The run did not succeed."""
 
     code, http_status, exit_status = "run-failed", 409, 1
+
+
+class WorkerLost(RunFailed):
+    """A task killed its workers."""
+
+    code = "worker-lost"
 
 
 class WaitTimeout(WherryError):

@@ -51,6 +51,7 @@ SETTINGS: tuple[Setting, ...] = (
         "how much the control plane writes to server.log",
         choices=("debug", "info", "warning", "error", "critical"),
     ),
+    Setting("driver_lease", 60.0, "seconds", "a map whose driver is silent for so long is stopped"),
     Setting("heartbeat", 5.0, "seconds", "how often an agent says that it is alive", least=0.01),
     Setting("lease", 10.0, "seconds", "silence after which a rank is lost: two heartbeats"),
     Setting("backoff", 1.0, "seconds", "before the first retry; doubled with each, up to 300"),

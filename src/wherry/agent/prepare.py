@@ -92,7 +92,11 @@ class Preparation:
         command = list(self._spec.get("command", ()))
         if self._launcher == "mpi":
             env["PATH"] = os.pathsep.join([env.get("PATH", os.defpath), env["WHERRY_MPI"]])
-        if self._payload_path:
+        if self._payload_path and self._spec["call"].get("tasks"):
+            told = os.path.join(self._config["dir"], "config.json")
+            pool = os.path.join(_AGENT, "wherry_pool.py")
+            command = [self._python, pool, told, self._payload_path]
+        elif self._payload_path:
             result = os.path.join(self._config["dir"], "result")
             call = os.path.join(_AGENT, "wherry_call.py")
             command = [self._python, call, self._payload_path, result]

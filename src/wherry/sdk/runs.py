@@ -96,7 +96,7 @@ def run(
     :param folder: the working folder; by default the current one.
     :raises NestedSubmit: in a rank of another run. :raises WherryError: what is wrong, and a hint.
     """
-    _refuse_nested()
+    refuse_nested()
     resources = {"cpu": cpu, "memory": memory, "gpu": gpu}
     said: dict[str, Any] = {
         "name": name, "workers": _workers(workers), "group": group, "processes": processes,
@@ -199,7 +199,7 @@ class Run:
         if self._snapshot.state != RunState.SUCCEEDED:
             if pickled := self._exception():
                 load_result(pickled)
-            raise _failure(self._snapshot)
+            raise failure(self._snapshot)
         return None if self.spec.call is None else load_result(self._client.result(self.id))
 
     def logs(
@@ -314,7 +314,8 @@ def _fetch(client: Client, ref: str, file: File, target: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _refuse_nested() -> None:
+def refuse_nested() -> None:
+    """:raises NestedSubmit: in a rank of a run."""
     if run_id := os.environ.get("WHERRY_RUN_ID"):
         main = os.path.basename(getattr(sys.modules["__main__"], "__file__", "") or "")
         # Where the rank runs a function, the file that has it is imported, and only then.
@@ -384,7 +385,8 @@ def _said(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value is not None}
 
 
-def _failure(shot: Snapshot) -> RunFailed:
+def failure(shot: Snapshot) -> RunFailed:
+    """The error that says how a run ended."""
     verdict = shot.verdict or Verdict()
     message = f"run {shot.id} ({shot.name}) {_ENDED[shot.state]}"
     if verdict.message:

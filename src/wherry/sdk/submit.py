@@ -135,6 +135,9 @@ def prepare(draft: Draft, *, unsettled: Collection[str] = ()) -> Prepared:
         in_place=str(captured.root) if in_place else "",
     )
     spec = msgspec.structs.replace(files.spec(data), code=code, environment=environment)
+    if spec.call is not None and draft.function is not None and draft.function.tasks:
+        call = msgspec.structs.replace(spec.call, tasks=True)
+        spec = msgspec.structs.replace(spec, call=call, group="pool")
     return Prepared(spec=spec, captured=captured, blobs=blobs, notes=notes, draft=draft)
 
 
