@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from wherry.errors import WherryError
     from wherry.sdk.client import Client
     from wherry.sdk.connect import connect
+    from wherry.sdk.rehearse import rehearse
     from wherry.sdk.runs import Run, run
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "output_dir",
     "params",
     "rank",
+    "rehearse",
     "report",
     "run",
     "world_size",
@@ -55,6 +57,7 @@ _HOME = {
     "output_dir": "wherry.agent.user",
     "params": "wherry.agent.user",
     "rank": "wherry.agent.user",
+    "rehearse": "wherry.sdk.rehearse",
     "report": "wherry.agent.user",
     "run": "wherry.sdk.runs",
     "world_size": "wherry.agent.user",

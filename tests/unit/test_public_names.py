@@ -12,7 +12,7 @@ import wherry
 
 NAMES = [
     "Client", "JobSpec", "Run", "WherryError", "__version__", "checkpoint_dir", "connect", "errors",
-    "output_dir", "params", "rank", "report", "run", "world_size",
+    "output_dir", "params", "rank", "rehearse", "report", "run", "world_size",
 ]  # fmt: skip
 
 
