@@ -72,9 +72,11 @@ class Machine:
         self._network: dict[str, str] = config.get("network") or {}
 
     @property
-    def has_line(self) -> bool:
-        """Whether there is a line to the peers that can be cut."""
-        return bool(self._network)
+    def no_line(self) -> str:
+        """Why there is no line to the peers that can be cut; "" where there is."""
+        if "link" in self._network:
+            return ""
+        return self._network.get("missing") or "that is done on one machine only"
 
     def program(self, number: int) -> None:
         """A signal to every process of the program."""
@@ -101,9 +103,10 @@ class Machine:
 
     def line(self, there: bool) -> None:
         """The line to the peers, where there is one."""
-        if self._network:
+        net = self._network
+        if "link" in net:
             state = "up" if there else "down"
-            words = [self._network["ip"], "link", "set", "dev", self._network["link"], state]
+            words = [net["ip"], "-n", net["hub"], "link", "set", "dev", net["link"], state]
             with platform.helper(words) as process:
                 process.wait()
 
@@ -204,8 +207,9 @@ class Faults:
     def _partition(self, fault: dict[str, Any], take: Callable[[], None]) -> None:
         seconds = float(fault.get("seconds") or 2 * self._lease)
         take()
-        peers = "and from its peers" if self._machine.has_line else "but not from its peers"
-        self._say(fault, f"cut off from the control plane {peers} for {seconds:g} s")
+        why = self._machine.no_line
+        peers = f", not from its peers: {why}" if why else " and from its peers"
+        self._say(fault, f"cut off for {seconds:g} s from the control plane{peers}")
         self._aside(self._cut, seconds)
 
     def _cut(self, seconds: float) -> None:

@@ -261,10 +261,12 @@ class Agent:
     def _start(self, prepared: Prepared) -> program.Program:
         die_with_agent = platform.adopt_orphans()
         cgroups = list(self._config["limits"].get("cgroup") or ())
+        enter_network = platform.network(self._config.get("network", {}).get("namespace", ""))
 
         def in_child() -> None:
             die_with_agent()
             platform.enter_cgroups(cgroups)
+            enter_network()
 
         if self._ports:
             self._ports.release()

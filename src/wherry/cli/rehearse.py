@@ -138,7 +138,8 @@ def lines(one: Rehearsed, lease: float | None) -> Iterator[str]:
     if one.resumed and one.first_step is not None:
         yield f"resumed at step {one.first_step}; the last before the fault was {one.last_step}"
         steps = "1 step" if one.steps_again == 1 else f"{one.steps_again} steps"
-        yield f"lost: {steps} done again, {duration(one.seconds_again)} of work"
+        work = f"{steps} done again, {duration(one.seconds_again)} of work"
+        yield f"lost: {work if one.steps_again else 'nothing'}"
     elif one.resumed is False:
         yield one.problem
     elif not one.problem:

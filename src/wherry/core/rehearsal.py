@@ -278,7 +278,8 @@ def points(series: MetricSeries, spec: JobSpec) -> list[tuple[int, float]]:
     return list(zip(series.steps, series.times, strict=True))
 
 
-_Pair = tuple[list[tuple[int, float]], list[tuple[int, float]]]
+_Steps = list[tuple[int, float]]  # with the time of each
+_Pair = tuple[_Steps, _Steps]
 
 
 def _pair(
@@ -298,7 +299,7 @@ def _pair(
 
 def _split(
     detail: RunDetail,
-    own: Mapping[int, list[tuple[int, float]]],
+    own: Mapping[int, _Steps],
     fault: Fault,
     event: Event,
     rank: int,
@@ -334,18 +335,18 @@ def _compare(spec: JobSpec, made: Rehearsed, event: Event, pairs: Mapping[int, _
             hint="see what the next attempt did: wherry logs",
         )
     moved = {rank: pair for rank, pair in pairs.items() if pair[1]}
-    rank = fault_rank if (fault_rank := made.fault.rank) in moved else min(moved)
+    # The rank that did most of its work twice; of several, the one that had the fault.
+    rank = max(moved, key=lambda r: (_again(*moved[r]), r == made.fault.rank, -r))
     before, after = moved[rank]
     first = after[0][0]
-    last = max(step for step, _ in before)
     kept = max((time for step, time in before if step < first), default=before[0][1])
     found = replace(
         made,
         resumed=True,
-        resumed_after=min(times[1][0][1] for times in moved.values()) - event.time,
-        last_step=last,
+        resumed_after=min(new[0][1] for _, new in moved.values()) - event.time,
+        last_step=max(step for step, _ in before),
         first_step=first,
-        steps_again=max(0, last - first + 1),
+        steps_again=_again(before, after),
         seconds_again=max(0.0, before[-1][1] - kept),
     )
     anew = [r for r, (old, new) in moved.items() if new[0][0] <= old[0][0]]
@@ -360,3 +361,8 @@ def _compare(spec: JobSpec, made: Rehearsed, event: Event, pairs: Mapping[int, _
         hint="write checkpoints to wherry.checkpoint_dir, and look there at the start; "
         "name steps: wherry.report(step=...)",
     )
+
+
+def _again(before: _Steps, after: _Steps) -> int:
+    """How many steps were done twice."""
+    return max(0, max(step for step, _ in before) - after[0][0] + 1)
