@@ -201,7 +201,7 @@ class Faults:
 
     def _term(self, fault: dict[str, Any], take: Callable[[], None]) -> None:
         take()
-        self._say(fault, "its machine says that it will go")
+        self._say(fault, "its machine says that it will go", wait=False)
         self._machine.notice()
 
     def _partition(self, fault: dict[str, Any], take: Callable[[], None]) -> None:
@@ -228,7 +228,7 @@ class Faults:
 
     def _slow(self, fault: dict[str, Any], take: Callable[[], None]) -> None:
         seconds, factor = float(fault.get("seconds") or _SLOW), float(fault.get("factor") or 4.0)
-        self._say(fault, f"{factor:g} times slower for {seconds:g} s")
+        self._say(fault, f"{factor:g} times slower for {seconds:g} s", wait=False)
         self._aside(self._crawl, seconds, factor)
 
     def _crawl(self, seconds: float, factor: float) -> None:
@@ -246,8 +246,8 @@ class Faults:
         self._machine.program(signal.SIGSTOP)
         take()
 
-    def _say(self, fault: dict[str, Any], what: str) -> None:
-        """Tell of it, and wait until the control plane knows."""
+    def _say(self, fault: dict[str, Any], what: str, *, wait: bool = True) -> None:
+        """Tell of it, and wait until the control plane knows what it could not learn later."""
         step = self._progress.step
         where = "" if step is None else f" at step {step}"
         record = {
@@ -256,7 +256,7 @@ class Faults:
         }
         self._journal.append(protocol.EVENT, json.dumps(record).encode())
         end = time.monotonic() + _ACK
-        while self._journal.unsent and time.monotonic() < end:
+        while wait and self._journal.unsent and time.monotonic() < end:
             time.sleep(0.01)
 
     def _aside(self, action: Callable[..., None], *args: float) -> None:

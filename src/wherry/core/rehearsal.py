@@ -28,7 +28,8 @@ LEASE = 5.0  #: seconds of a rehearsal's lease, where only silence tells of a fa
 _WRITTEN = re.compile(
     r"(?P<rank>[0-9]+)(?:x(?P<factor>[0-9.]+))?(?:@(?P<when>[^+]*))?(?:\+(?P<length>.*))?"
 )
-_DECISIONS = frozenset({"rank", "stopping", "replaced"})  # kinds of events
+#: Kinds of events: a rank is declared lost, all are stopped, one is replaced, all have gone.
+_DECISIONS = frozenset({"rank", "stopping", "replaced", "queued"})
 
 
 # --- what was asked for
