@@ -34,6 +34,7 @@ from wherry.store.base import Exit, Report, RunFilter, Store
 log = logging.getLogger("wherry.reconcile")
 
 _SWEEP = 1.0  # seconds between looks at every live attempt
+_STALL = 2.0  # seconds that a look may be late before that excuses agents that were not heard
 _TIDY = 30.0  # seconds that an ended attempt's agents have to leave by themselves
 _EVERYTHING = 10**9
 
@@ -175,7 +176,10 @@ class Reconciler:
         swept = 0.0
         while not self._closing.is_set():
             dirty = self._gather(max(0.0, swept + _SWEEP - time.monotonic()))
-            if time.monotonic() >= swept + _SWEEP:
+            if (late := time.monotonic() - swept) >= _SWEEP:
+                if swept and late > _SWEEP + _STALL:
+                    # This process was suspended, or starved: so was whoever hears the agents.
+                    self.live.excuse(late)
                 swept = time.monotonic()
                 dirty |= self._watched.keys()
                 self._guarded(self._wake_rested)
@@ -303,8 +307,15 @@ class Reconciler:
                 ):
                     self._launch(run, AttemptId(run.id, number))
             case d.Finish(state, verdict, exit_code):
+                now = self.clock()
+                started = _started(run, attempt, now)
                 moved = self.store.move_run(
-                    run.id, state, verdict=verdict, exit_code=exit_code, ended=self.clock()
+                    run.id,
+                    state,
+                    verdict=verdict,
+                    exit_code=exit_code,
+                    started=started,
+                    ended=now,
                 )
                 if moved:
                     self.ledgers[run.backend].release(run.id)
@@ -450,6 +461,14 @@ class Reconciler:
 
 #: After these the facts have changed and the next decision follows at once.
 _LOOK_AGAIN = (d.Drain, d.EndRank, d.TryAgain, d.Excuse, d.FormRound)
+
+
+def _started(run: Run, attempt: Attempt | None, now: float) -> float | None:
+    """When the first program began, where the run was over before it was seen running."""
+    if run.started is not None or attempt is None:
+        return None  # as it is
+    began = [rank.started for rank in attempt.ranks if rank.started is not None]
+    return min([*began, now]) if began else None
 
 
 def _total(capacity: Capacity | None) -> Amount:
