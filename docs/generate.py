@@ -92,7 +92,7 @@ timeout: 2h
 ```
 
 `command` may be one line or a list of words; `memory` bytes or `4Gi`; a time (`timeout`, `grace`,
-`backoff`, `hold`, `stall`) seconds or `1h30m`; a metric its pattern alone. The
+`backoff`, `hold`, `stall`, `lease`) seconds or `1h30m`; a metric its pattern alone. The
 [JSON schema](job.schema.json) of all this, for editors, is also at `/api/v1/schemas/job`. What
 Wherry fills in by itself (`code`, `environment`, `call`,
 `spec_version`) is described in the classes of `wherry.core.job`.
@@ -123,6 +123,8 @@ JOB_FIELDS = {
     "grace": "between SIGTERM and SIGKILL when the run is stopped",
     "hold": "how long the folder of a rank that failed is kept, with its agent",
     "stall": "silence after which the run is marked as stalled; 0: never",
+    "lease": "silence after which a rank is lost; by default the control plane's",
+    "faults": "what a rehearsal injects: `wherry rehearse` writes them",
     "priority": "larger goes first",
     "tags": "to find it by",
     "note": "free text",

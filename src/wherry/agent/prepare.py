@@ -228,6 +228,10 @@ class Preparation:
         wanted = {"PYTHONFAULTHANDLER": "1"}
         if not self._tty:  # where output shows line by line anyway
             wanted["PYTHONUNBUFFERED"] = "1"
+        if config.get("network", {}).get("namespace"):
+            # They would look for the interface by the machine's name, which leads out of here.
+            names = ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+            wanted.update(dict.fromkeys(names, "eth0"))
         # A single process that asked for no share may use the machine, as it would without us.
         several = int(self._spec.get("processes", 1)) if self._launcher else 1
         asked_for = self._spec.get("resources", {}).get("cpu")

@@ -22,6 +22,7 @@ from wherry.errors import Internal, WherryError
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Run": {
         "run": ("run:run", "Run a script, module, program or job file"),
+        "rehearse": ("rehearse:rehearse", "Run with faults, and see whether it resumes"),
         "retry": ("stop:retry", "Run again what ran before"),
         "stop": ("stop:stop", "Stop runs"),
         "rm": ("stop:rm", "Remove finished runs and all that they kept"),

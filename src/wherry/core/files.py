@@ -119,7 +119,7 @@ def _humane(key: str, value: Any) -> Any:
     return value
 
 
-_DURATIONS = frozenset({"timeout", "grace", "backoff", "hold", "stall"})
+_DURATIONS = frozenset({"timeout", "grace", "backoff", "hold", "stall", "lease"})
 
 
 def _role(value: Any) -> Any:

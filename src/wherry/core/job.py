@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from wherry.core import retry
+from wherry.core.faults import Fault
 from wherry.core.launch import launcher
 from wherry.errors import InvalidSpec
 
@@ -187,6 +188,8 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     grace: Annotated[float, Meta(ge=0)] | None = None  #: seconds from SIGTERM to SIGKILL
     hold: Annotated[float, Meta(ge=0)] | None = None  #: seconds that a failed rank is kept
     stall: Annotated[float, Meta(ge=0)] | None = None  #: seconds without a sign of life; 0: never
+    lease: Annotated[float, Meta(gt=0)] | None = None  #: seconds of silence after which one is lost
+    faults: tuple[Fault, ...] = ()  #: what a rehearsal injects
     priority: int = 0  #: larger first
     tags: tuple[str, ...] = ()
     note: str = ""
@@ -237,6 +240,8 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
                 )
         for end in (*self.retry_on, *self.fail_on):
             retry.check(end)
+        for fault in self.faults:
+            fault.check(self.world_size)
         return self
 
     def _check_group(self) -> None:
