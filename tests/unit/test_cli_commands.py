@@ -165,7 +165,7 @@ DATA: dict[str, tuple[str, ...]] = {
 
 
 def test_every_command_is_tried_here() -> None:
-    elsewhere = {"run", "restore", "completion", "context"}
+    elsewhere = {"run", "rehearse", "restore", "completion", "context"}
     assert {name.split()[0] for name in DATA} | elsewhere == {
         name for rows in COMMANDS.values() for name in rows
     }
