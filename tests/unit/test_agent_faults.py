@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import time
@@ -160,6 +161,17 @@ def test_without_a_moment_it_comes_at_the_first_step_that_follows_a_checkpoint(
     (folder / "checkpoints" / "deep" / "step-1").touch()
     assert scene.look() == []
     assert scene.step(2) == ["notice"]
+
+
+def test_a_checkpoint_of_an_earlier_attempt_is_not_waited_for(folder: Path) -> None:
+    old = folder / "checkpoints" / "step-1"
+    old.touch()
+    os.utime(old, (1e9, 1e9))
+    scene = Scene(folder, {"kind": "term"})
+    scene.faults.began()
+    assert scene.step(2) == [] and scene.step(3) == []
+    old.touch()
+    assert scene.look() == [] and scene.step(4) == ["notice"]
 
 
 def test_a_program_that_writes_no_checkpoint_is_not_waited_for_without_end(folder: Path) -> None:

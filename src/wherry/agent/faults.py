@@ -8,6 +8,7 @@ control plane has before the fault can keep it back.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -28,6 +29,7 @@ COUNTERS = frozenset({"step", "steps", "global_step", "iteration", "iter", "epoc
 _ACK = 2.0  #: seconds that the control plane has to learn of a fault before it happens
 _SLICE = 0.2  #: seconds in which a slow program gets its part once
 _SLOW = 30.0  #: seconds that a program is slow where nobody says
+_GRAIN = 0.1  #: seconds by which a file's time may be behind the clock
 _NO_CHECKPOINT = 30.0  #: seconds after the first step: then it is taken to write none
 _NO_STEP = 60.0  #: seconds after the start: then it is taken to report none
 
@@ -137,6 +139,7 @@ class Faults:
         self._sleep = sleep or self._rest
         self._progress = Progress()
         self._began: float | None = None
+        self._since = 0.0  # what was written before is of an earlier attempt
         self._first: float | None = None  # when the first step was seen
         self._kept: int | None = None  # how many points there were when a checkpoint was seen
         self._over = threading.Event()
@@ -144,7 +147,8 @@ class Faults:
 
     def began(self) -> None:
         """The program has started, perhaps again."""
-        self._began = self._clock() if self._began is None else self._began
+        if self._began is None:
+            self._began, self._since = self._clock(), time.time() - _GRAIN
         self._over.clear()
 
     def over(self) -> None:
@@ -174,7 +178,7 @@ class Faults:
             return now >= began + float(fault["after"])
         if fault["kind"] == "slow":
             return self._first is not None or now >= began + _NO_STEP
-        if self._kept is None and _holds_a_file(self._checkpoints):
+        if self._kept is None and _written(self._checkpoints, self._since):
             self._kept = self._progress.points
         if self._kept is not None and self._progress.points > self._kept:
             return True
@@ -270,6 +274,11 @@ class Faults:
         return False
 
 
-def _holds_a_file(folder: str) -> bool:
-    """Whether there is a file in it, at any depth."""
-    return any(files for _, _, files in os.walk(folder))
+def _written(folder: str, since: float) -> bool:
+    """Whether a file in it, at any depth, was written since then (seconds since the epoch)."""
+    for inside, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):
+                if os.stat(os.path.join(inside, name)).st_mtime >= since:
+                    return True
+    return False
