@@ -183,6 +183,22 @@ def test_a_run_that_begins_again_fails_and_learns_of_checkpoints() -> None:
     assert one.steps_again == 11
 
 
+def test_an_attempt_that_came_to_no_checkpoint_of_its_own_goes_on_from_an_earlier_one() -> None:
+    spec = arrange(job(workers=2), (KILL, Fault(kind="term", rank=1)), restarts=None)
+    again = Event(
+        run="r1", time=119.0, kind="fault", message="term: rank 1: gone", attempt=2, rank=1
+    )
+    left = Event(run="r1", time=119.1, kind="stopping", attempt=2)
+    steps = [*both(1, range(11), 100.0), *both(2, [8, 9], 117.0), *both(3, [8, 9, 10], 125.0)]
+    found = judge(detail(FAULT, LOST, again, left, spec=spec, attempts=3), steps)
+    assert found.ok and [one.steps_again for one in found.faults] == [3, 2]
+    anew = judge(
+        detail(FAULT, LOST, again, left, spec=spec, attempts=3),
+        [*steps[:4], *both(3, range(5), 125.0)],
+    )
+    assert [one.resumed for one in anew.faults] == [True, False]
+
+
 def test_one_rank_that_begins_again_is_named() -> None:
     mixed = [*both(1, range(11), 100.0), series(2, 0, range(8, 20), 115.0)]
     (one,) = judge(detail(FAULT, LOST), [*mixed, series(2, 1, range(20), 115.0)]).faults

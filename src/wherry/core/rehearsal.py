@@ -235,7 +235,18 @@ def _fault(
         for rank in range(detail.run.spec.world_size)
         if (pair := _pair(detail, series, fault, event, rank)) is not None
     }
-    return _compare(detail.run.spec, made, event, pairs)
+    origin = {rank: _origin(detail, series, rank, pair[0][0][0]) for rank, pair in pairs.items()}
+    return _compare(detail.run.spec, made, event, pairs, origin)
+
+
+def _origin(detail: RunDetail, series: Sequence[MetricSeries], rank: int, before: int) -> int:
+    """Where the run began: ``before``, or what the rank's first attempt says, if that is less."""
+    first = [
+        found[0][0]
+        for one in series
+        if (one.rank, one.attempt) == (rank, 1) and (found := points(one, detail.run.spec))
+    ]
+    return min([before, *first])
 
 
 def _decides(event: Event, fault: Fault) -> bool:
@@ -315,8 +326,14 @@ def _split(
     return [p for p in found if p[1] < again], [p for p in found if p[1] >= again]
 
 
-def _compare(spec: JobSpec, made: Rehearsed, event: Event, pairs: Mapping[int, _Pair]) -> Rehearsed:
-    """Whether every rank that had to begin again went on from where it was."""
+def _compare(
+    spec: JobSpec,
+    made: Rehearsed,
+    event: Event,
+    pairs: Mapping[int, _Pair],
+    origin: Mapping[int, int],
+) -> Rehearsed:
+    """Whether every rank that had to begin again went on from where it was, not its origin."""
     if not pairs:
         ruled = ", ".join(spec.metrics)
         return replace(
@@ -350,7 +367,7 @@ def _compare(spec: JobSpec, made: Rehearsed, event: Event, pairs: Mapping[int, _
         steps_again=_again(before, after),
         seconds_again=max(0.0, before[-1][1] - kept),
     )
-    anew = [r for r, (old, new) in moved.items() if new[0][0] <= old[0][0]]
+    anew = [r for r, (_, new) in moved.items() if new[0][0] <= origin[r]]
     if not anew:
         return found
     where = moved[anew[0]][1][0][0]
