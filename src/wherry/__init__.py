@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from wherry.sdk.connect import connect
     from wherry.sdk.executor import Executor
     from wherry.sdk.map import map  # noqa: A004
+    from wherry.sdk.rehearse import rehearse
     from wherry.sdk.runs import Run, run
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "output_dir",
     "params",
     "rank",
+    "rehearse",
     "report",
     "run",
     "world_size",
@@ -61,6 +63,7 @@ _HOME = {
     "output_dir": "wherry.agent.user",
     "params": "wherry.agent.user",
     "rank": "wherry.agent.user",
+    "rehearse": "wherry.sdk.rehearse",
     "report": "wherry.agent.user",
     "run": "wherry.sdk.runs",
     "world_size": "wherry.agent.user",

@@ -258,6 +258,7 @@ def test_an_error_has_a_hint_and_its_exit_status(call: Call) -> None:
         (("logs", "r1", "--invert"), "wherry logs --help"),
         (("prune", "--older-than", "soon"), "1h30m"),
         (("restore", "nosuch.tar"), "wherry backup"),
+        (("metrics", "r1", "lss"), "did you mean 'loss'"),
         (("context", "use", "nosuch"), "local"),
     ],
 )
@@ -412,6 +413,8 @@ def test_files_of_several_ranks_do_not_collide() -> None:
         (RunState.FAILED, None, Verdict(signal=9), 137),
         (RunState.FAILED, -15, None, 143),
         (RunState.LOST, None, Verdict(cause="lease"), 1),
+        (RunState.FAILED, None, Verdict(cause="start", message="No such file"), 127),
+        (RunState.FAILED, None, Verdict(cause="start", message="Permission denied"), 126),
         (RunState.STOPPED, 0, None, 1),
     ],
 )

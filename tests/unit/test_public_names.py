@@ -12,7 +12,8 @@ import wherry
 
 NAMES = [
     "Client", "Executor", "JobSpec", "Run", "WherryError", "__version__", "checkpoint_dir",
-    "connect", "errors", "map", "output_dir", "params", "rank", "report", "run", "world_size",
+    "connect", "errors", "map", "output_dir", "params", "rank", "rehearse", "report", "run",
+    "world_size",
 ]  # fmt: skip
 
 

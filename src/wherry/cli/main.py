@@ -22,6 +22,7 @@ from wherry.errors import Internal, WherryError
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Run": {
         "run": ("run:run", "Run a script, module, program or job file"),
+        "rehearse": ("rehearse:rehearse", "Run with faults, and see whether it resumes"),
         "retry": ("stop:retry", "Run again what ran before"),
         "stop": ("stop:stop", "Stop runs"),
         "rm": ("stop:rm", "Remove finished runs and all that they kept"),
@@ -60,6 +61,8 @@ EXIT_CODES: dict[int, str] = {
     6: "the control plane cannot be reached, is not ready, or is out of space",
     7: "the time to wait is over",
     70: "a defect of Wherry",
+    126: "a program could not be started",
+    127: "a program was not there",
     130: "interrupted by Ctrl-C",
     141: "the reader of the output went away",
 }

@@ -202,7 +202,7 @@ def _dry_run(given: dict[str, Any], draft: Draft) -> int:
     from wherry.core.api import Submit
 
     client, prepared = _prepare(given, draft)
-    _say(prepared)
+    say(prepared)
     planned = client.plan(
         Submit(spec=prepared.spec, foreground=draft.foreground, parent=prepared.parent)
     )
@@ -219,7 +219,7 @@ def _leave(given: dict[str, Any], draft: Draft) -> int:
     from wherry.sdk import submit
 
     client, prepared = _prepare(given, draft)
-    _say(prepared)
+    say(prepared)
     run = submit.send(client, prepared)
     if not given["detach"]:
         return _follow(client, run, as_json=given["as_json"])
@@ -295,7 +295,7 @@ def _say_unrecorded(prepared: Prepared) -> None:
         output.note(f"not in the record: {found[0].path} ({found[0].why}){more}")
 
 
-def _say(prepared: Prepared) -> None:
+def say(prepared: Prepared) -> None:
     """What the person should know of a copy that travels."""
     from wherry.cli import output
 

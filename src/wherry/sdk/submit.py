@@ -31,7 +31,7 @@ from wherry.core.run import Run
 from wherry.errors import BundleMissing, ChangedDuringCapture
 from wherry.sdk.client import Client, new_key
 from wherry.sdk.functions import Function, import_folder, import_path
-from wherry.sdk.target import Target, find_target
+from wherry.sdk.target import Target, find_target, missing_program
 
 if TYPE_CHECKING:
     from wherry.bundle.environment import Choice
@@ -100,6 +100,7 @@ def prepare(draft: Draft, *, unsettled: Collection[str] = ()) -> Prepared:
     in_place = draft.foreground if draft.in_place is None else draft.in_place
     anchor = target.script if draft.function is None else draft.function.file
     target, root = _place(target, anchor, in_place=in_place)
+    settings.make_home(settings.home())
     captured = capture(
         root,
         cache=settings.home() / "client",
@@ -108,6 +109,13 @@ def prepare(draft: Draft, *, unsettled: Collection[str] = ()) -> Prepared:
         unsettled=unsettled,
     )
     environment, blobs, notes = _environment(draft, root, target, in_place=in_place)
+
+    if draft.function is None and "PATH" not in draft.changes.get("env", {}):
+        path = os.environ.get("PATH", os.defpath)
+        missing = missing_program(target, environment.python, path)
+        # What a built environment brings is known when it is there.
+        if missing and (environment.kind == "active" or "[project.scripts]" in missing.hint):
+            raise missing
 
     data = {"name": usable_name(target.name), **files.merge(target.job, files.check(draft.changes))}
     if target.command:

@@ -119,6 +119,7 @@ class ControlPlane:
             tasks=brokers,
             ingest=ingest,
             live=live,
+            tokens=tokens,
             bus=bus,
             reconciler=self.reconciler,
             cleanup=_cleanup(home, store, blobs, use_cases, brokers),

@@ -19,6 +19,7 @@ from wherry.control.reconcile import Reconciler
 from wherry.control.reports import Ingest
 from wherry.control.runs import Runs
 from wherry.control.tasks import Brokers
+from wherry.control.tokens import Tokens
 from wherry.store.base import Store
 
 
@@ -31,6 +32,7 @@ class Services(Struct, frozen=True, kw_only=True):
     tasks: Brokers
     ingest: Ingest
     live: Live
+    tokens: Tokens
     bus: Bus
     reconciler: Reconciler
     cleanup: Cleanup

@@ -7,7 +7,9 @@ The protocol is described in ``agent.protocol``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any
 
@@ -24,9 +26,9 @@ from wherry.control.tokens import RankIdentity
 from wherry.core import elastic
 from wherry.core.api import Digests
 from wherry.core.bundle import check_digest
-from wherry.core.run import Attempt, Rank
+from wherry.core.run import Attempt, Event, Rank
 from wherry.core.states import RANK_TERMINAL, RankState
-from wherry.errors import Forbidden, StaleToken
+from wherry.errors import Forbidden, NotFound, StaleToken
 from wherry.server.services import Services, Wired
 
 _INLINE = 64 * 1024  # bytes of frames that are parsed on the event loop
@@ -57,17 +59,34 @@ async def hello(
 ) -> dict[str, int | float]:
     """An agent has come up; it learns what was stored of it already."""
     who = identity(request)
-    rank = await asyncio.to_thread(
-        services.store.arrive,
-        who.attempt,
-        who.rank,
-        who.incarnation,
-        address=data.address,
-        ports=data.ports,
-    )
+    try:
+        rank = await asyncio.to_thread(
+            services.store.arrive,
+            who.attempt,
+            who.rank,
+            who.incarnation,
+            address=data.address,
+            ports=data.ports,
+        )
+    except StaleToken:
+        await asyncio.to_thread(_turned_away, services, who)
+        raise
     services.live.heard(who.attempt, who.rank)
     services.bus.publish(who.attempt.run)
     return {"acked": rank.acked, "lease": services.live.lease}
+
+
+def _turned_away(services: Services, who: RankIdentity) -> None:
+    """Note that a rank came back for which another one had been put in place."""
+    message = f"rank {who.rank} came back, too late, and was turned away"
+    run, number = who.attempt.run, who.attempt.number
+    with contextlib.suppress(NotFound):
+        services.store.add_event(
+            Event(
+                run=run, time=time.time(), kind="refused", message=message,
+                attempt=number, rank=who.rank,
+            )
+        )  # fmt: skip
 
 
 @get("/peers")
@@ -91,7 +110,15 @@ async def peers(
         services.live.heard(who.attempt, who.rank)
         ready = services.live.ready(who.attempt)
         if met := _met(attempt, who) if rounds else _all(attempt, ready):
-            found = [{"rank": r.rank, "address": r.address, "ports": list(r.ports)} for r in met]
+            found = [
+                {
+                    "rank": r.rank,
+                    "address": r.address,
+                    "ports": list(r.ports),
+                    "key": services.tokens.key(who.attempt, r.rank),
+                }
+                for r in met
+            ]
             return Response({"round": attempt.round, "peers": found})
         left = deadline - asyncio.get_running_loop().time()
         if left <= 0 or services.live.stopping(who.attempt) or services.bus.closed:
