@@ -242,6 +242,7 @@ class Reconciler:
             admitted=self.ledgers[run.backend].holds(run_id),
             silent=silent,
             drained=drained,
+            now=self.clock(),
         )
 
     # --- the actions

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from wherry.core.run import (
     INFRASTRUCTURE,
+    SYMPTOMS,
     Attempt,
     Cause,
     Observation,
@@ -105,6 +106,10 @@ class Facts(Struct, frozen=True, kw_only=True):
     admitted: bool = False
     silent: frozenset[int] = frozenset()
     drained: frozenset[int] = frozenset()
+    now: float = 0.0  #: seconds since the epoch; 0: not known
+
+
+_SETTLE = 2.0  # seconds after the first rendezvous time-out in which the others may say the same
 
 
 def decide(facts: Facts) -> list[Action]:
@@ -136,12 +141,25 @@ def _tend(facts: Facts, attempt: Attempt) -> Iterator[Action]:
     if run.finished or run.stop_requested:
         if not attempt.stopping:
             yield StopAttempt("user")
-    elif not attempt.stopping and (broken := _first_broken(attempt)) is not None:
+    elif (broken := _first_broken(attempt)) is not None and _settled(facts, attempt, broken):
         yield StopAttempt(f"rank {broken.rank} {broken.state}")
     yield from _fates(facts, attempt)
     started = all(r.state not in (RankState.PENDING, RankState.ARRIVED) for r in attempt.ranks)
     if run.state is RunState.STARTING and started:
         yield MarkRunning()
+
+
+def _settled(facts: Facts, attempt: Attempt, broken: Rank) -> bool:
+    """
+    Whether to stop the others now.
+
+    Ranks that wait for each other time out together: those that do not were never there, and the
+    verdict can name them only if the others may tell.
+    """
+    if attempt.stopping:
+        return False
+    gone = facts.now - (broken.ended or 0.0)
+    return broken.cause != "rendezvous" or not 0.0 <= gone < _SETTLE
 
 
 def _fates(facts: Facts, attempt: Attempt) -> Iterator[Action]:
@@ -168,19 +186,32 @@ def _fates(facts: Facts, attempt: Attempt) -> Iterator[Action]:
 
 
 def _gone(rank: Rank, attempt: Attempt, cause: Cause, message: str) -> EndRank:
-    if attempt.stopping:
+    first = _first_broken(attempt)
+    # A peer noticed the loss before we did: that we then stopped the others did not cause it.
+    noticed = attempt.stopping != "user" and first is not None and _depth(first.cause) > 0
+    if attempt.stopping and not noticed:
         return EndRank(rank.rank, RankState.STOPPED, "stopped", message)
     message = message or f"the agent of rank {rank.rank} is gone without a word"
-    return EndRank(rank.rank, RankState.LOST, cause or "agent-lost", message)
+    said = cause if cause not in ("", "stopped") else "agent-lost"
+    return EndRank(rank.rank, RankState.LOST, said, message)
 
 
 def _first_broken(attempt: Attempt) -> Rank | None:
-    """The rank that ended badly first, by its own clock; ends on our order do not count."""
+    """
+    The rank that ended badly first, by its own clock; ends on our order do not count.
+
+    One that only noticed the loss of another never stands before one that was lost.
+    """
     bad = {RankState.FAILED, RankState.LOST}
     if not attempt.stopping:
         bad.add(RankState.STOPPED)
     broken = [r for r in attempt.ranks if r.state in bad]
-    return min(broken, key=lambda r: (r.ended or 0.0, r.rank), default=None)
+    return min(broken, key=lambda r: (_depth(r.cause), r.ended or 0.0, r.rank), default=None)
+
+
+def _depth(cause: str) -> int:
+    """How far a cause is from where a failure began: 0 for the failure itself."""
+    return SYMPTOMS.index(cause) + 1 if cause in SYMPTOMS else 0
 
 
 def _outcome(run: Run, attempt: Attempt) -> Action:
@@ -193,7 +224,7 @@ def _outcome(run: Run, attempt: Attempt) -> Action:
         return Finish(RunState.SUCCEEDED, None, 0)
     if first is None:
         first = next(r for r in attempt.ranks if r.state is not RankState.SUCCEEDED)
-    verdict = judge(first, run)
+    verdict = judge(first, run, attempt)
     if verdict.cause in INFRASTRUCTURE and attempt.id.number <= run.spec.restarts:
         return TryAgain(verdict)
     state = RunState.LOST if verdict.cause in ("agent-lost", "lease") else RunState.FAILED
@@ -211,14 +242,15 @@ _HINTS: dict[str, str] = {
 }
 
 
-def judge(rank: Rank, run: Run) -> Verdict:
-    """The verdict on a run whose first broken rank this is."""
+def judge(rank: Rank, run: Run, attempt: Attempt) -> Verdict:
+    """The verdict on a run whose first broken rank this is, in its latest attempt."""
     what = rank.message
     if not what and rank.signal is not None:
         what = f"killed by signal {rank.signal}"
     elif not what and rank.exit_code is not None:
         what = f"exited with status {rank.exit_code}"
     message, _, hint = (what or f"ended: {rank.state}").partition("\nhint: ")
+    message += absent(rank, attempt)
     return Verdict(
         cause=rank.cause or "exit",
         message=f"rank {rank.rank}: {message}" if run.spec.world_size > 1 else message,
@@ -228,3 +260,31 @@ def judge(rank: Rank, run: Run) -> Verdict:
         signal=rank.signal,
         last_lines=rank.last_lines,
     )
+
+
+def absent(rank: Rank, attempt: Attempt) -> str:
+    """
+    Where all that broke are symptoms: who was missing, as far as the other ranks' ends tell.
+
+    "" where ``rank`` has a failure of its own, or names who was missing itself.
+    """
+    depth = _depth(rank.cause)
+    if not depth or "missing: " in rank.message:
+        return ""
+    others = [r for r in attempt.ranks if _depth(r.cause) == 0 and r.rank != rank.rank]
+    left = [r for r in others if r.state is RankState.SUCCEEDED and _before(r, rank)]
+    if left:
+        return f"; {_names(left)} had ended before, with status 0"
+    there = [r for r in others if r.state is not RankState.SUCCEEDED]
+    if rank.cause != "rendezvous" or not there:
+        return ""
+    return f"; missing: {_names(there)}, which had not joined when the run was stopped"
+
+
+def _before(one: Rank, other: Rank) -> bool:
+    return one.ended is not None and (other.ended is None or one.ended <= other.ended)
+
+
+def _names(ranks: list[Rank]) -> str:
+    shown = ", ".join(str(r.rank) for r in ranks[:20]) + (", ..." if len(ranks) > 20 else "")
+    return f"rank{'s' * (len(ranks) != 1)} {shown}"

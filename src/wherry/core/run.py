@@ -26,9 +26,18 @@ Cause = Literal[
     "lease",  # the agent was silent for longer than its lease
     "launch",  # the back end could not launch it
     "stopped",  # it was told to stop
+    "preempted",  # its machine was wanted back
+    "port",  # a port that it was given was taken before it could use it
+    "peer",  # a symptom: another rank was lost
+    "collective",  # a symptom: NCCL, gloo or the like timed out
+    "rendezvous",  # a symptom: the program's own rendezvous timed out
 ]
 #: Faults of machines, not of people: only these are tried again within ``restarts``.
-INFRASTRUCTURE: frozenset[str] = frozenset({"agent-lost", "lease", "launch", "barrier", "bundle"})
+INFRASTRUCTURE: frozenset[str] = frozenset(
+    {"agent-lost", "lease", "launch", "barrier", "bundle", "preempted", "port"}
+)
+#: What a rank says when another one was lost or never came; the nearest to the reason first.
+SYMPTOMS: tuple[str, ...] = ("rendezvous", "collective", "peer")
 
 
 class AttemptId(Struct, frozen=True, order=True):

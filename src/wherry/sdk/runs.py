@@ -249,7 +249,7 @@ class Run:
     def _exception(self) -> bytes:
         """The pickle that the rank which failed first left of its exception; empty if none."""
         verdict = self._snapshot.verdict
-        if self.spec.call is None or verdict is None or verdict.cause != "exception":
+        if self.spec.call is None or verdict is None:
             return b""
         ranks = self.detail().attempts[-1].ranks
         digest = next((r.result for r in ranks if r.rank == verdict.rank), "")
