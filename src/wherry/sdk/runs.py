@@ -24,7 +24,7 @@ from wherry.errors import InvalidInput, NestedSubmit, NotFound, RunFailed, Unava
 from wherry.sdk.client import Client, Stream
 from wherry.sdk.connect import connect
 from wherry.sdk.functions import Function, load_result
-from wherry.sdk.submit import Draft, prepare, send
+from wherry.sdk.submit import Draft, Prepared, prepare, send
 
 if TYPE_CHECKING:
     from wherry.bundle.environment import Choice
@@ -57,6 +57,7 @@ def run(
     python: str = "",
     packages: Iterable[str] = (),
     folder: str | os.PathLike[str] | None = None,
+    preflight: bool = True,
     **kwargs: Any,
 ) -> Run:
     """
@@ -82,6 +83,8 @@ def run(
         "active" (the interpreter in use), "none" (Python alone).
     :param python: build the environment with this version. :param packages: and with these.
     :param folder: the working folder; by default the current one.
+    :param preflight: look for mistakes before anything is queued; what may be one is a Python
+        warning. :raises Preflight: for what is sure to fail.
     :raises NestedSubmit: in a rank of another run. :raises WherryError: what is wrong, and a hint.
     """
     _refuse_nested()
@@ -103,8 +106,23 @@ def run(
         packages=tuple(packages),
     )
     prepared = prepare(draft)
+    if preflight:
+        _examine(prepared, on)
     client = connect(on)
     return Run(client, send(client, prepared))
+
+
+def _examine(prepared: Prepared, on: str) -> None:
+    import warnings
+
+    from wherry.sdk import preflight
+    from wherry.sdk.contexts import context
+
+    found = preflight.examine(prepared, here=context(on).endpoint is None)
+    for finding in found:
+        if finding.level == "warning":
+            warnings.warn(str(finding), stacklevel=3)
+    preflight.refuse(found)
 
 
 class Run:
