@@ -105,7 +105,8 @@ JOB_FIELDS = {
     "resources": "what one rank needs: see below",
     "env": "environment variables",
     "params": "parameters to record, beside those read from the command line",
-    "metrics": "how to read metrics from output: a regular expression, its first group the number",
+    "metrics": "how to read metrics from output: a regular expression, its first group the number; "
+    "`sample`, a line that it must match, is tried before the run",
     "restarts": "new attempts after faults of machines; a program that fails is not tried again",
     "timeout": "of one attempt",
     "grace": "between SIGTERM and SIGKILL when the run is stopped",

@@ -59,6 +59,7 @@ TEXTS: dict[str, tuple[int, str, str, str, str]] = {
     # --- torch's stores
     "store: clients": (1, raised("torch.distributed.DistStoreError: Timed out after 1801 seconds waiting for clients. 1/3 clients joined."), "rendezvous", "1 of 3 ranks had joined after 1801 s", "every rank"),
     "store: nobody": (1, raised("torch.distributed.DistNetworkError: The client socket has timed out after 60000ms while trying to connect to (10.0.0.1, 29500)."), "rendezvous", "missing: rank 0; it did not listen at 10.0.0.1:29500", ""),
+    "store: keys": (1, raised("torch.distributed.DistStoreError: wait timeout after 5000ms, keys: /default_pg/0//cpu//0/0"), "rendezvous", "others were not there after 5 s", ""),
     "store: gone": (1, raised("torch.distributed.DistNetworkError: Failed to recv, got 0 bytes. Connection was likely closed. Did the remote server shutdown or crash?"), "peer", "Connection was likely closed", ""),
     "store: reset": (1, raised("RuntimeError: Connection reset by peer\nException raised from recvBytes at ../torch/csrc/distributed/c10d/Utils.hpp:670"), "peer", "reset by peer", ""),
     "store: elastic": (1, raised("torch.distributed.elastic.rendezvous.api.RendezvousTimeoutError"), "rendezvous", "RendezvousTimeoutError", ""),

@@ -95,7 +95,14 @@ RULES: list[tuple[str, str, Say, str]] = [
         "XGBoost: the ranks did not all meet at the tracker",
         _NEVER,
     ),
-    (r"wait timeout after (\d+)ms, keys: (\S+)", "rendezvous", "", _NEVER),
+    (
+        r"wait timeout after (\d+)ms, keys: \S+",
+        "rendezvous",
+        lambda m: (
+            f"the rendezvous was never complete: others were not there after {_seconds(m[1])}"
+        ),
+        _NEVER,
+    ),
     # --- another rank is gone
     (
         (

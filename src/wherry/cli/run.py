@@ -252,11 +252,12 @@ def _leave(given: dict[str, Any], draft: Draft, *, here: bool) -> int:
     """Submit and go; from another machine's control plane, follow the log unless detached."""
     from wherry.cli import output
     from wherry.sdk import submit
+    from wherry.sdk.contexts import chosen
 
     client, prepared = _prepare(given, draft)
     _say(prepared)
     _preflight(given, prepared, here=here)
-    run = submit.send(client, prepared)
+    run = submit.send(client, prepared, why=chosen(given["on"]))
     if not given["detach"]:
         return _follow(client, run, as_json=given["as_json"])
     if given["as_json"]:
@@ -272,12 +273,14 @@ def _attend(given: dict[str, Any], draft: Draft) -> int:
     from wherry.cli import foreground
     from wherry.cli.attach import Listener
     from wherry.sdk import submit
+    from wherry.sdk.contexts import chosen
 
     client, prepared = _prepare(given, draft)
     if prepared.spec.world_size > 1:
         _preflight(given, prepared, here=True)
     with Listener() as listener:
-        run = submit.send(client, prepared, foreground=True, attach=listener.path)
+        why = chosen(given["on"])
+        run = submit.send(client, prepared, foreground=True, attach=listener.path, why=why)
         seen = foreground.attend(listener, run, lambda: client, json=given["as_json"])
     ended = seen.run or run
     if not seen.attached and not seen.detached:

@@ -107,7 +107,8 @@ def _ranks(run: Run) -> str:
 def _rank(rank: Rank) -> str:
     from wherry.cli.output import duration
 
-    phases = ", ".join(f"{name} {duration(took)}" for name, took in rank.phases.items())
+    shown = {name: took for name, took in rank.phases.items() if name != "build"}
+    phases = ", ".join(f"{name} {duration(took)}" for name, took in shown.items())
     code = f" ({rank.exit_code})" if rank.exit_code else ""
     return f"rank {rank.rank} {rank.state}{code}" + (f": {phases}" if phases else "")
 

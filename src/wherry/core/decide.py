@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
+from wherry.core.blame import absent, depth, first_broken
 from wherry.core.run import (
     INFRASTRUCTURE,
-    SYMPTOMS,
     Attempt,
     Cause,
     Observation,
@@ -141,7 +141,7 @@ def _tend(facts: Facts, attempt: Attempt) -> Iterator[Action]:
     if run.finished or run.stop_requested:
         if not attempt.stopping:
             yield StopAttempt("user")
-    elif (broken := _first_broken(attempt)) is not None and _settled(facts, attempt, broken):
+    elif (broken := first_broken(attempt)) is not None and _settled(facts, attempt, broken):
         yield StopAttempt(f"rank {broken.rank} {broken.state}")
     yield from _fates(facts, attempt)
     started = all(r.state not in (RankState.PENDING, RankState.ARRIVED) for r in attempt.ranks)
@@ -186,9 +186,9 @@ def _fates(facts: Facts, attempt: Attempt) -> Iterator[Action]:
 
 
 def _gone(rank: Rank, attempt: Attempt, cause: Cause, message: str) -> EndRank:
-    first = _first_broken(attempt)
+    first = first_broken(attempt)
     # A peer noticed the loss before we did: that we then stopped the others did not cause it.
-    noticed = attempt.stopping != "user" and first is not None and _depth(first.cause) > 0
+    noticed = attempt.stopping != "user" and first is not None and depth(first.cause) > 0
     if attempt.stopping and not noticed:
         return EndRank(rank.rank, RankState.STOPPED, "stopped", message)
     message = message or f"the agent of rank {rank.rank} is gone without a word"
@@ -196,27 +196,9 @@ def _gone(rank: Rank, attempt: Attempt, cause: Cause, message: str) -> EndRank:
     return EndRank(rank.rank, RankState.LOST, said, message)
 
 
-def _first_broken(attempt: Attempt) -> Rank | None:
-    """
-    The rank that ended badly first, by its own clock; ends on our order do not count.
-
-    One that only noticed the loss of another never stands before one that was lost.
-    """
-    bad = {RankState.FAILED, RankState.LOST}
-    if not attempt.stopping:
-        bad.add(RankState.STOPPED)
-    broken = [r for r in attempt.ranks if r.state in bad]
-    return min(broken, key=lambda r: (_depth(r.cause), r.ended or 0.0, r.rank), default=None)
-
-
-def _depth(cause: str) -> int:
-    """How far a cause is from where a failure began: 0 for the failure itself."""
-    return SYMPTOMS.index(cause) + 1 if cause in SYMPTOMS else 0
-
-
 def _outcome(run: Run, attempt: Attempt) -> Action:
     """What becomes of the run when its latest attempt has ended."""
-    first = _first_broken(attempt)
+    first = first_broken(attempt)
     if run.stop_requested and any(r.state is not RankState.SUCCEEDED for r in attempt.ranks):
         code = attempt.ranks[0].exit_code
         return Finish(RunState.STOPPED, Verdict(cause="stopped", message="stopped"), code)
@@ -260,31 +242,3 @@ def judge(rank: Rank, run: Run, attempt: Attempt) -> Verdict:
         signal=rank.signal,
         last_lines=rank.last_lines,
     )
-
-
-def absent(rank: Rank, attempt: Attempt) -> str:
-    """
-    Where all that broke are symptoms: who was missing, as far as the other ranks' ends tell.
-
-    "" where ``rank`` has a failure of its own, or names who was missing itself.
-    """
-    depth = _depth(rank.cause)
-    if not depth or "missing: " in rank.message:
-        return ""
-    others = [r for r in attempt.ranks if _depth(r.cause) == 0 and r.rank != rank.rank]
-    left = [r for r in others if r.state is RankState.SUCCEEDED and _before(r, rank)]
-    if left:
-        return f"; {_names(left)} had ended before, with status 0"
-    there = [r for r in others if r.state is not RankState.SUCCEEDED]
-    if rank.cause != "rendezvous" or not there:
-        return ""
-    return f"; missing: {_names(there)}, which had not joined when the run was stopped"
-
-
-def _before(one: Rank, other: Rank) -> bool:
-    return one.ended is not None and (other.ended is None or one.ended <= other.ended)
-
-
-def _names(ranks: list[Rank]) -> str:
-    shown = ", ".join(str(r.rank) for r in ranks[:20]) + (", ..." if len(ranks) > 20 else "")
-    return f"rank{'s' * (len(ranks) != 1)} {shown}"

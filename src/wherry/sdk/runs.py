@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from wherry.core.api import LogLine, MetricSeries, RunDetail
 from wherry.core.bundle import check_path
+from wherry.core.explain import Fact, explain
 from wherry.core.job import JobSpec, Scalar
 from wherry.core.run import File, Verdict
 from wherry.core.run import Run as Snapshot
@@ -23,6 +24,7 @@ from wherry.core.states import RunState
 from wherry.errors import InvalidInput, NestedSubmit, NotFound, RunFailed, Unavailable, WaitTimeout
 from wherry.sdk.client import Client, Stream
 from wherry.sdk.connect import connect
+from wherry.sdk.contexts import chosen, context
 from wherry.sdk.functions import Function, load_result
 from wherry.sdk.submit import Draft, Prepared, prepare, send
 
@@ -109,14 +111,13 @@ def run(
     if preflight:
         _examine(prepared, on)
     client = connect(on)
-    return Run(client, send(client, prepared))
+    return Run(client, send(client, prepared, why=chosen(on)))
 
 
 def _examine(prepared: Prepared, on: str) -> None:
     import warnings
 
     from wherry.sdk import preflight
-    from wherry.sdk.contexts import context
 
     found = preflight.examine(prepared, here=context(on).endpoint is None)
     for finding in found:
@@ -175,6 +176,10 @@ class Run:
     def detail(self) -> RunDetail:
         """Everything known of it: attempts, ranks, parameters, metrics at a glance, events."""
         return self._client.run(self.id)
+
+    def explain(self) -> tuple[Fact, ...]:
+        """Why it waited, failed, was tried again, went there: from recorded facts, in order."""
+        return explain(self.detail())
 
     def wait(self, timeout: float | None = None) -> Run:
         """
