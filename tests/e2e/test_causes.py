@@ -97,10 +97,14 @@ def test_check_takes_what_run_takes_and_runs_nothing(world: World) -> None:
 def test_explain_tells_of_the_wait_and_of_the_place(world: World) -> None:
     world.write("second.py", "print('here')\n")
     cores = str(os.cpu_count() or 1)
-    world.write("first.py", "import time; time.sleep(3)\n")
-    world.detach("--cpu", cores, "first.py")
+    world.write("first.py", "import time; time.sleep(600)\n")
+    first = world.detach("--cpu", cores, "first.py")
     second = world.detach("--cpu", cores, "second.py")
+    world.until(second, "queued")
+    assert "it waits: needs" in world.cli("explain", second).stdout
+    assert world.cli("stop", first).returncode == 0
     assert world.until(second, "succeeded").verdict is None
     told = world.cli("explain", second).stdout
     assert re.search(r"waited \d.* s: needs \d+ cores", told), told
+    assert "a person asked it to stop" in world.cli("explain", first).stdout
     assert "this machine: no --on was given" in told and "succeeded after" in told

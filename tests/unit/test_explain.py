@@ -47,7 +47,7 @@ STARTED = (event(0, "submitted"), event(40, "starting", attempt=1))
 
 
 def test_it_says_what_was_asked_for_where_it_went_and_why() -> None:
-    where = event(0, "placed", "on this machine: no --on was given")
+    where = event(0, "submitted", "on this machine: no --on was given")
     story = told(run(RunState.SUCCEEDED, parent="r0"), events=(where,))
     assert story[:3] == [
         "submitted: python train.py, 2 ranks; it repeats r0",

@@ -23,7 +23,7 @@ from wherry.core.api import Planned, Retry, RunDetail, Stop, Submit, json_number
 from wherry.core.bundle import check_digest
 from wherry.core.ids import new_id
 from wherry.core.job import JobSpec, with_defaults
-from wherry.core.run import AttemptId, Event, File, Run
+from wherry.core.run import AttemptId, File, Run
 from wherry.errors import BundleMissing, CapabilityMissing, Conflict, InvalidInput, NotFound
 from wherry.store.base import RunFilter, Store
 
@@ -63,6 +63,7 @@ class Runs:
             project=PROJECT,
             spec=spec,
             created=self.clock(),
+            reason=ask.why[:400],
             backend=ask.backend,
             parent=ask.parent,
             foreground=ask.foreground,
@@ -72,9 +73,6 @@ class Runs:
         same = structs.replace(ask, attach="")
         digest = hashlib.sha256(msgspec.json.encode(same)).hexdigest()
         made = self.store.create_run(run, key=f"{owner}/{key}" if key else "", request=digest)
-        if ask.why and made.id == run.id:
-            words = ask.why[:400]
-            self.store.add_event(Event(run=run.id, time=run.created, kind="placed", message=words))
         self.reconciler.enqueue(made)
         return made
 

@@ -20,7 +20,7 @@ from wherry.core.states import RankState, RunState
 
 _WORTH = 0.5  # seconds of waiting that are worth a word without a reason
 _PHASE = 1.0  # seconds of a phase that are
-_TOLD = {"waiting", "placed", "stopping", "stop-requested", "rank", *RunState}
+_TOLD = {"waiting", "stopping", "stop-requested", "rank", *RunState}
 
 
 class Fact(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -66,10 +66,12 @@ def _beginning(run: Run) -> Iterator[Fact]:
 def _events(detail: RunDetail) -> Iterator[Fact]:
     """What was recorded as an event and is told nowhere else."""
     words = {
-        "placed": "it runs {}",
         "stop-requested": "a person asked it to stop",
         "rank": "{}",
     }
+    placed = next((e for e in detail.events if e.kind == RunState.SUBMITTED and e.message), None)
+    if placed is not None:
+        yield Fact(time=placed.time, kind="placed", text=f"it runs {placed.message}")
     told = {(a.id.number, r.rank) for a in detail.attempts for r in broken(a)}
     for event in detail.events:
         if event.kind == "rank" and (event.attempt, event.rank) in told:
@@ -226,7 +228,10 @@ def _end(detail: RunDetail) -> Iterator[Fact]:
             yield Fact(time=event.time, kind="retried", text=text, attempt=event.attempt)
     if not run.finished or run.ended is None:
         return
-    took = f" after {span(run.ended - run.started)}" if run.started else ""
+    # Polling can miss RUNNING: then the ranks know when their programs started.
+    ranks = detail.attempts[-1].ranks if detail.attempts else ()
+    started = run.started or min((r.started for r in ranks if r.started), default=None)
+    took = f" after {span(run.ended - started)}" if started else ""
     text = f"{run.state}{took}"
     if run.verdict is not None and run.state in (RunState.FAILED, RunState.LOST):
         text += f"; {_not_again(run, run.verdict)}"
