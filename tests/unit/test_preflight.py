@@ -112,6 +112,7 @@ def test_imports_that_will_work_are_left_alone(name: str, examine: Examine) -> N
         ("def f():\n    import nope_pkg\n", "warning", 2),
         ("import sys\nif sys.argv:\n    import nope_pkg\n", "warning", 3),
         ("import sys\nsys.path.append('x')\nimport nope_pkg\n", "warning", 3),
+        ("import sys\nsys.meta_path\nimport nope_pkg\n", "warning", 3),
     ],
 )
 def test_a_module_that_the_active_environment_lacks_is_found(
@@ -161,6 +162,13 @@ def test_a_module_in_a_folder_that_is_not_on_the_path_is_pointed_to(examine: Exa
     assert "--env PYTHONPATH=lib" in finding.hint
 
 
+def test_a_script_below_its_package_is_told_to_take_the_root_along(examine: Examine) -> None:
+    files = {"mine/__init__.py": "", "jobs/train.py": "import mine"}
+    (finding,) = examine("", files=files, words=("jobs/train.py",))
+    assert "--env PYTHONPATH=." in finding.hint
+    assert examine("", files=files, words=("jobs/train.py",), env={"PYTHONPATH": "."}) == []
+
+
 def test_what_a_module_of_the_project_imports_counts_too(examine: Examine) -> None:
     (finding,) = examine("import helper", files={"helper.py": "\nimport nope_pkg\n"})
     assert finding.where == "helper.py:2"
@@ -202,6 +210,11 @@ def test_an_entry_that_is_nowhere_is_found(words: tuple[str, ...], examine: Exam
 
 def test_the_script_of_a_launcher_is_looked_into(examine: Examine) -> None:
     assert codes(examine("import nope_pkg", words=("env", "train.py"))) == [("error", "import", 1)]
+
+
+def test_a_program_with_an_import_path_of_its_own_is_only_warned(examine: Examine) -> None:
+    (finding,) = examine("import nope_pkg", words=("pytest", "train.py"))
+    assert finding.level == "warning"
 
 
 @pytest.mark.parametrize("words", [("python", "-c", "import nope_pkg"), ("true",)])

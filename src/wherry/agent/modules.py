@@ -44,6 +44,9 @@ ALSO = {
         "faiss-gpu",
         "faiss-gpu-cu12",
     ),
+    "google": ("protobuf", "googleapis-common-protos"),
+    "keras": ("keras-nightly",),
+    "lightning_fabric": ("pytorch-lightning",),
     "mxnet": (
         "mxnet-cu112",
         "mxnet-mkl",

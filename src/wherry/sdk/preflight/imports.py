@@ -7,6 +7,7 @@ own interpreter, one that will be built by the names in its lock.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -23,7 +24,7 @@ from wherry.bundle import interpreter
 from wherry.bundle.requirements import normalise
 from wherry.errors import EnvironmentFailed
 from wherry.sdk.preflight.findings import Finding
-from wherry.sdk.preflight.known import ADDED, OWN_NAME, REMOVED
+from wherry.sdk.preflight.known import ADDED, LAUNCHERS, OWN_NAME, REMOVED
 from wherry.sdk.preflight.project import Project
 from wherry.sdk.preflight.source import Import
 from wherry.sdk.submit import Prepared
@@ -86,9 +87,12 @@ def check(project: Project, packages: Packages, env: Mapping[str, str]) -> Itera
     if packages.locked:
         absent = {top: _in_lock(top, packages) for top in tops}
     else:
-        there = _ask(packages.python, tops, env, project.folder)
-        absent = {top: "" if top in there else "sure" for top in tops}
+        unknown = {top for top in tops if not _named(top) & packages.versions.keys()}
+        there = _ask(packages.python, unknown, env, project.folder) if unknown else frozenset()
+        absent = dict.fromkeys(unknown - there, "sure")
     changes = any(scan.changes_path for scan in project.scans.values())
+    # Other programs, such as pytest, have an import path of their own.
+    changes = changes or project.entry.program not in ("", *LAUNCHERS)
     for file, one in wanted:
         certainty = absent.get(one.top, "")
         if certainty and not (certainty == "unsure" and one.when == "later"):
@@ -110,10 +114,8 @@ def _finding(
         message += ", which shows only when that line is reached" if one.when == "later" else ""
         hint = f"add {distribution(name)} to the project's requirements, or --with"
         hint += f" {distribution(name)}"
-        if (near := _elsewhere(project, name)) is not None:
-            hint = (
-                f"it is in {project.name(near)}: --env PYTHONPATH={project.name(near)}, or {hint}"
-            )
+        if near := _elsewhere(project, name):
+            hint = f"the project has it in {near}: --env PYTHONPATH={near}"
     module = not one.line
     return Finding(
         level="error" if sure and one.when == "always" else "warning",
@@ -125,17 +127,15 @@ def _finding(
     )
 
 
-def _elsewhere(project: Project, name: str) -> Path | None:
-    """A folder of the project that has the module and is not on its path."""
-    if project.travels is None:
-        return None
-    for path in sorted(project.travels):
+def _elsewhere(project: Project, name: str) -> str:
+    """A folder of the project that has the module, as the run would name it; "" for none."""
+    for path in sorted(project.travels or ()):
         head, _, last = path.rpartition("/")
-        if last == f"{name}.py" and head:
-            return project.root / head
-        if last == "__init__.py" and head.rpartition("/")[2] == name and "/" in head:
-            return project.root / head.rpartition("/")[0]
-    return None
+        if last == "__init__.py" and head.rpartition("/")[2] == name:
+            return os.path.relpath(project.root / head.rpartition("/")[0], project.folder)
+        if last == f"{name}.py":
+            return os.path.relpath(project.root / head, project.folder)
+    return ""
 
 
 def standard(top: str, version: tuple[int, int]) -> bool:
@@ -150,9 +150,7 @@ def standard(top: str, version: tuple[int, int]) -> bool:
 def _in_lock(top: str, packages: Packages) -> str:
     """Whether a module is absent from what the lock installs: "", "unsure" or "sure"."""
     names = packages.versions
-    own = normalise(top)
-    candidates = {own, normalise(DISTRIBUTIONS.get(top, top)), *ALSO.get(top, ())}
-    if candidates & names.keys() or any(n.startswith(own + "-") for n in names):
+    if _named(top) & names.keys() or any(n.startswith(normalise(top) + "-") for n in names):
         return ""
     if top == "distutils" and "setuptools" in names:
         return ""
@@ -160,10 +158,17 @@ def _in_lock(top: str, packages: Packages) -> str:
     return "sure" if known or not names else "unsure"
 
 
+def _named(top: str) -> set[str]:
+    """The distributions that are known to have a module, and the one that has its name."""
+    return {normalise(top), normalise(DISTRIBUTIONS.get(top, top)), *ALSO.get(top, ())}
+
+
 def _ask(
     python: str, tops: Collection[str], env: Mapping[str, str], folder: Path
 ) -> frozenset[str]:
     """Which of the modules an interpreter finds; all of them where it does not answer."""
+    if os.path.abspath(python) == os.path.abspath(sys.executable):
+        return frozenset(top for top in tops if _found(top))
     environ = {**os.environ, **{k: v for k, v in env.items() if k.startswith("PYTHON")}}
     try:
         done = subprocess.run(
@@ -174,6 +179,14 @@ def _ask(
         return frozenset(msgspec.json.decode(done.stdout, type=list[str]))
     except (OSError, subprocess.SubprocessError, msgspec.DecodeError):
         return frozenset(tops)
+
+
+def _found(top: str) -> bool:
+    """Whether this very interpreter finds a module."""
+    try:
+        return importlib.util.find_spec(top) is not None
+    except (ImportError, ValueError, AttributeError):  # one without a spec is there all the same
+        return top in sys.modules
 
 
 __all__ = ["EnvironmentFailed", "Packages", "check", "packages_of", "standard"]

@@ -44,3 +44,9 @@ PROVIDED = frozenset((
 PROVIDED_PREFIXES = (
     "WHERRY_", "DMLC_", "JAX_", "PET_", "OMPI_", "PMI", "TORCHELASTIC_", "SLURM_",
 )  # fmt: skip
+
+#: programs that run a script as Python would
+LAUNCHERS = (
+    "accelerate", "deepspeed", "env", "horovodrun", "mpiexec", "mpirun", "nice", "numactl", "time",
+    "torchrun", "uv",
+)  # fmt: skip

@@ -121,7 +121,7 @@ def read(project: Project, version: tuple[int, int]) -> None:
             project.missing.append((project.folder, Import(entry.module, 0, "always")))
     while todo and len(project.scans) < _MOST_FILES:
         file = todo.pop().resolve()
-        if file in project.scans or file.suffix != ".py" or not file.is_file():
+        if file in project.scans or file.suffix not in (".py", "") or not file.is_file():
             continue
         seen = _parse(project, file, version)
         project.scans[file] = seen

@@ -57,11 +57,17 @@ class Scan:
     changes_path: bool = False  #: it changes ``sys.path``
 
 
+#: Who names one of these finds modules by ways of its own.
+_HOOKS = frozenset(("pyximport", "meta_path", "path_hooks", "install_import_hook", "addsitedir"))
+
+
 def scan(tree: ast.AST) -> Scan:
     """What a parsed file does."""
     visitor = _Visitor()
     visitor.visit(tree)
-    return visitor.found
+    found = visitor.found
+    found.changes_path = found.changes_path or bool(found.words & _HOOKS)
+    return found
 
 
 class _Visitor(ast.NodeVisitor):
@@ -129,8 +135,6 @@ class _Visitor(ast.NodeVisitor):
             self.found.fits.append(node.lineno)
         if name == "setdefault" and _is_environ(getattr(node.func, "value", None)):
             self.found.sets.update(_literal(arg) for arg in node.args[:1])
-        if name == "addsitedir":
-            self.found.changes_path = True
         if name in _READERS and not _writes(node):
             target = node.args[0] if node.args else None
             if name in ("read_text", "read_bytes") and isinstance(node.func, ast.Attribute):
