@@ -29,7 +29,8 @@ Found = namedtuple("Found", "cause message hint")
 _MPI = re.compile(r"MPI_ABORT was invoked|exited on\s+signal|Primary job +terminated normally")
 _NATIVE = re.compile(r"^(?:what\(\)|  what\(\)): +(.*)", re.MULTILINE)
 _FATAL = re.compile(
-    r"^(?:\S+ \S+ )?F\d{0,4} .*|^.*\bF (?:tensorflow|external|xla)/.*", re.MULTILINE
+    r"^(?:F\d{4} |\S+ \S+ F (?:tensorflow|external|xla)/).*?(?=^\*\*\* |^Fatal Python|\Z)",
+    re.MULTILINE | re.DOTALL,
 )
 _IN_USE = re.compile(r"(?i)address already in use|EADDRINUSE|\[Errno 98\]|\[Errno 48\]")
 _SIGNALS = {

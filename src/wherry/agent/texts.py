@@ -47,9 +47,17 @@ def _jax_barrier(match: Match[str]) -> str:
 
 
 def _lost_task(match: Match[str]) -> str:
-    task = re.search(r"/task:(\d+) (?:heartbeat|has been|unhealthy|is )", match.string)
-    who = f"rank {task[1]}" if task else "another rank"
-    return f"{who} was lost: the coordination service says so"
+    tasks = re.findall(r"/task:(\d+) (?:heartbeat|has been|unhealthy|is )", match.string)
+    crashed = re.search(r"(?s)heartbeats\):\s*(.*?)\s*The tasks have crashed", match.string)
+    if crashed:
+        tasks = re.findall(r"(?m)(?:/task:|^)(\d+)\s*$", crashed[1])
+    who = _ranks(" ".join(tasks)) if tasks else "another rank"
+    return f"{who} {'were' if len(tasks) > 1 else 'was'} lost: the coordination service says so"
+
+
+def _xgboost(match: Match[str]) -> str:
+    said = re.findall(r"(?m)^- \[[^\]]*\]: *(.+)", match.string)
+    return f"XGBoost: {said[-1].strip('. ')}" if said else ""
 
 
 #: pattern → cause, words (a template for ``match.expand``, a function, or "" for the text as it
@@ -83,7 +91,7 @@ RULES: list[tuple[str, str, Say, str]] = [
             r"|RegisterTask.*(?:DEADLINE|Deadline)"
         ),
         "rendezvous",
-        "missing: rank 0; its coordination service did not answer",
+        "the rendezvous was never complete: JAX's coordinator did not see all ranks in time",
         _NEVER,
     ),
     (
@@ -155,7 +163,7 @@ RULES: list[tuple[str, str, Say, str]] = [
     (
         r"(?s)(?:rabit|src/collective|XGBoostError).*(?:closed|reset by peer|Broken pipe|refused)",
         "peer",
-        "",
+        _xgboost,
         OTHERS,
     ),
     (r"(?:ORTE|PRTE|PRRTE) has lost communication", "peer", "", OTHERS),
