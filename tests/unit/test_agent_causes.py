@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.unit.cause_texts import TEXTS, raised
+from wherry.agent import protocol
 from wherry.agent.causes import diagnose
+from wherry.agent.ranks import Ports
+from wherry.control.reports import parse
+from wherry.control.tokens import RankIdentity
+from wherry.core.run import AttemptId
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -101,3 +108,19 @@ def test_a_real_crash_names_the_line_of_the_script(tmp_path: Path) -> None:
     found = diagnose(done.returncode, done.stderr.splitlines())
     assert found is not None and found.cause == "signal"
     assert found.message.endswith("; in touch, crash.py:3")
+
+
+def test_a_port_that_somebody_else_has_by_now_is_noticed() -> None:
+    ports = Ports(2)
+    ports.release()
+    assert ports.taken() == []
+    with socket.create_server(("", ports.numbers[1])):
+        assert ports.taken() == [ports.numbers[1]]
+
+
+def test_a_rank_ended_when_its_program_did_and_not_when_its_files_were_sent() -> None:
+    said = {"state": "failed", "cause": "peer", "message": "closed by peer", "ended": 5.0}
+    body = protocol.frame(protocol.EXIT, 1, 9.0, json.dumps(said).encode())
+    report = parse(RankIdentity(AttemptId("r1", 1), 0, 1), body)
+    assert report is not None and report.exit is not None
+    assert (report.exit.time, report.exit.cause) == (5.0, "peer")

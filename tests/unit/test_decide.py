@@ -227,7 +227,7 @@ def test_of_symptoms_the_nearest_to_the_reason_counts() -> None:
 def test_a_rank_that_left_early_is_named_by_the_symptom_of_its_leaving() -> None:
     left = rank(1, S, ended=4.0)
     noticed = rank(0, F, ended=5.0, cause="peer", message="closed by peer")
-    assert verdict_on(noticed, left).message.endswith("; rank 1 had ended before, with status 0")
+    assert verdict_on(noticed, left).message.endswith("; rank 1 had left, with status 0")
 
 
 def test_ranks_that_never_came_to_the_rendezvous_are_named() -> None:

@@ -43,9 +43,10 @@ def absent(rank: Rank, attempt: Attempt) -> str:
     if not depth(rank.cause) or "missing: " in rank.message:
         return ""
     others = [r for r in attempt.ranks if depth(r.cause) == 0 and r.rank != rank.rank]
-    left = [r for r in others if r.state is RankState.SUCCEEDED and _before(r, rank)]
+    # Whoever ends well does so by itself, also while we stop the others.
+    left = [r for r in others if r.state is RankState.SUCCEEDED]
     if left:
-        return f"; {names(left)} had ended before, with status 0"
+        return f"; {names(left)} had left, with status 0"
     there = [r for r in others if r.state is not RankState.SUCCEEDED]
     if rank.cause != "rendezvous" or not there:
         return ""
@@ -56,7 +57,3 @@ def names(ranks: list[Rank]) -> str:
     """``ranks 1, 3``."""
     shown = ", ".join(str(r.rank) for r in ranks[:20]) + (", ..." if len(ranks) > 20 else "")
     return f"rank{'s' * (len(ranks) != 1)} {shown}"
-
-
-def _before(one: Rank, other: Rank) -> bool:
-    return one.ended is not None and (other.ended is None or one.ended <= other.ended)
