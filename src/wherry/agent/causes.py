@@ -35,7 +35,7 @@ _FATAL = re.compile(
 _IN_USE = re.compile(r"(?i)address already in use|EADDRINUSE|\[Errno 98\]|\[Errno 48\]")
 _SIGNALS = {
     "SIGSEGV": "a segmentation fault: native code touched memory that is not its own",
-    "SIGBUS": "a bus error: often shared memory that is full",
+    "SIGBUS": "a bus error: shared memory is full, or a mapped file was cut short",
     "SIGABRT": "native code gave up",
     "SIGFPE": "native code divided by zero",
     "SIGILL": "the processor lacks an instruction that a package was built for",

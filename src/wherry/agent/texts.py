@@ -134,7 +134,7 @@ RULES: list[tuple[str, str, Say, str]] = [
     (
         (
             r"heartbeat timeout|JAX distributed service detected fatal errors"
-            r"|another task died|Failed to send RPC to coordination service|unhealthy tasks"
+            r"|another task died|Failed to send RPC to coordination service|tasks are unhealthy"
             r"|coordination service .*(?:UNAVAILABLE|Socket closed)"
         ),
         "peer",
