@@ -297,6 +297,8 @@ with strategy.scope():
 model.fit(x)
 """
 
+LEGACY = "tensorflow==2.18.0\nkeras==3.6.0\ntf-keras==2.18.0\n"
+
 
 @pytest.mark.parametrize(
     ("text", "lock", "env", "refused"),
@@ -304,10 +306,10 @@ model.fit(x)
         (FIT, "tensorflow==2.18.0\nkeras==3.6.0\n", {}, True),
         (FIT.replace("tf.keras", "keras"), "tensorflow==2.18.0\nkeras==3.6.0\n", {}, True),
         (FIT, "tensorflow==2.15.1\nkeras==2.15.0\n", {}, False),
-        (FIT, "tensorflow==2.18.0\nkeras==3.6.0\n", {"TF_USE_LEGACY_KERAS": "1"}, False),
+        (FIT, LEGACY, {"TF_USE_LEGACY_KERAS": "1"}, False),
         (
             "import os\nos.environ['TF_USE_LEGACY_KERAS'] = '1'\n" + FIT,
-            "tensorflow==2.18.0\nkeras==3.6.0\n",
+            LEGACY,
             {},
             False,
         ),
@@ -326,6 +328,12 @@ def test_keras_3_fit_under_multi_worker_is_refused_with_the_remedy(
     found = examine(text, lock=lock, env=env)
     assert [f.code for f in found] == (["keras-fit"] if refused else [])
     assert all("TF_USE_LEGACY_KERAS=1" in f.hint and f.level == "error" for f in found)
+
+
+def test_keras_2_is_asked_for_in_vain_where_nothing_has_it(examine: Examine) -> None:
+    lock = "tensorflow==2.18.0\nkeras==3.6.0\n"
+    (finding,) = examine(FIT, lock=lock, env={"TF_USE_LEGACY_KERAS": "1"})
+    assert (finding.code, finding.hint) == ("keras-fit", "--with tf-keras")
 
 
 @pytest.mark.parametrize(

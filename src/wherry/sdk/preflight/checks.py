@@ -152,17 +152,20 @@ def keras(project: Project, spec: JobSpec, packages: Packages) -> Iterator[Findi
     uses = "keras" in words
     legacy = "tf_keras" in words or spec.env.get(_LEGACY, "0") not in ("", "0")
     legacy = legacy or any(_LEGACY in scan.texts for scan in scans.values())
-    if not uses or legacy:
+    if not uses or (legacy and packages.has("tf-keras")):
         return
+    message = f"Keras {packages.has('keras')} has no fit() under MultiWorkerMirroredStrategy"
+    hint = f"--env {_LEGACY}=1 with --with tf-keras, a custom training loop, or Keras on JAX"
+    if legacy:
+        message = "Keras 2 is asked for, and tf-keras, which has it, is not in the environment"
+        hint = "--with tf-keras"
     for file, scan in scans.items():
         for line in scan.fits[:1]:
             yield Finding(
                 level="error",
                 code="keras-fit",
-                message=f"Keras {packages.has('keras')} has no fit() under"
-                " MultiWorkerMirroredStrategy",
-                hint=f"--env {_LEGACY}=1 with --with tf-keras, a custom training loop, or"
-                " Keras on JAX (KERAS_BACKEND=jax)",
+                message=message,
+                hint=hint,
                 file=project.name(file),
                 line=line,
             )
