@@ -9,6 +9,7 @@ Every error that Wherry raises on purpose, in one tree.
     │   ├── UnknownKey                           a misspelt key, with the right one
     │   ├── ScriptNotFound                       the script or module is not there
     │   ├── UnsatisfiableResources               more than the back end will ever have
+    │   ├── Preflight                            what would go wrong in the run, found before it
     │   ├── UnsafePath                           a path that leaves its folder
     │   ├── NestedSubmit                         a rank that submits while it is imported
     │   └── NotPicklable                         a function, argument or result
@@ -96,6 +97,12 @@ class UnsatisfiableResources(InvalidInput):
     """No machine of this back end will ever have what the job asks for."""
 
     code = "unsatisfiable-resources"
+
+
+class Preflight(InvalidInput):
+    """The run would fail: pre-flight says why, all at once."""
+
+    code = "preflight"
 
 
 class UnsafePath(InvalidInput):

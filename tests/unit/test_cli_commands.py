@@ -160,12 +160,12 @@ DATA: dict[str, tuple[str, ...]] = {
     "get": ("r1",), "stop": ("r1",), "retry": ("r1",), "rm": ("r1",), "up": (), "down": (),
     "status": (), "prune": (), "backup": ("b.tar",), "version": (), "context list": (),
     "context add": ("there", "http://there:1"), "context use": ("local",),
-    "context check": ("local",),
+    "context check": ("local",), "explain": ("r1",),
 }  # fmt: skip
 
 
 def test_every_command_is_tried_here() -> None:
-    elsewhere = {"run", "restore", "completion", "context"}
+    elsewhere = {"run", "check", "restore", "completion", "context"}
     assert {name.split()[0] for name in DATA} | elsewhere == {
         name for rows in COMMANDS.values() for name in rows
     }
@@ -180,7 +180,17 @@ def test_json_is_one_document_and_nothing_else_is_on_stdout(
     assert status == 0
     document = json.loads(out)
     assert isinstance(document, list | dict) and "secret" not in out
-    many = name in ("ps", "logs", "metrics", "files", "get", "stop", "rm", "context list")
+    many = name in (
+        "ps",
+        "explain",
+        "logs",
+        "metrics",
+        "files",
+        "get",
+        "stop",
+        "rm",
+        "context list",
+    )
     assert isinstance(document, list) is many
 
 

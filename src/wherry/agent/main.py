@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # what only annotations need would cost a tenth of the start
 
 _FIRST = 0.05  #: seconds that belong to the start of the program alone
 _SHOWN = 20  #: last lines that go with a failure
+_READ = 500  #: last lines that are looked at for its cause
 
 
 def main(path: str) -> int:
@@ -318,6 +319,7 @@ class Agent:
             timeout=self._spec.get("timeout"),
             warn=lambda: _touch(prepared.env["WHERRY_STOPPING"]),
         ).run()
+        when = time.time()
         self._working = False
         if self._faults is not None:
             self._faults.over()
@@ -327,17 +329,22 @@ class Agent:
             self._journal.say(f"ended what the program left behind: {names}")
         self._result = watch.reports.result
         code = prepared.code
-        lines = capture.last_lines(_SHOWN)
+        lines = capture.last_lines(_READ) if ended.code else []
         end = outcome(
             ended.code,
             self._wake.why if ended.why == "round" else ended.why,
             attached=bool(self._config["attach"]),
             ran_out=watch.usage.ran_out(ended.code),
             error=watch.reports.error,
-            missing=code.explain(lines) if code and ended.code else None,
+            missing=code.explain(lines[-_SHOWN:]) if code and ended.code else None,
             spec=self._spec,
             peak=watch.usage.peak,
-            last_lines=lines if ended.code else [],
+            last_lines=lines,
+            shown=_SHOWN,
+            world=self._config["world_size"],
+            ports=self._ports.numbers if self._ports else (),
+            taken=self._ports.taken() if self._ports and ended.code else (),
+            ended=when,
         )
         self._hang_up(end)
         self._phase("run")

@@ -64,6 +64,7 @@ class Submit(Struct, frozen=True, kw_only=True, omit_defaults=True):
     foreground: bool = False
     attach: str = ""  #: Unix socket on this machine that the agents connect to
     parent: str = ""  #: the run that this one repeats
+    why: str = ""  #: why it goes to this control plane, as an event of the run
 
 
 class Planned(Struct, frozen=True, kw_only=True):
