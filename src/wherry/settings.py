@@ -39,6 +39,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("heartbeat", 2.0, "seconds", "how often an agent says that it is alive"),
     Setting("lease", 30.0, "seconds", "silence after which a rank is lost"),
     Setting("grace", 10.0, "seconds", "between SIGTERM and SIGKILL when a run is stopped"),
+    Setting("stall", 600.0, "seconds", "no output, metric or CPU: the run is flagged; 0: never"),
     Setting("barrier_timeout", 600.0, "seconds", "how long ranks wait for each other"),
     Setting("max_file", 10 * 2**20, "bytes", "a larger file does not travel with the code"),
     Setting("report_batch", 8 * 2**20, "bytes", "the most that an agent reports in one request"),

@@ -108,6 +108,8 @@ class Rank:
             "lease": 30.0,
             "barrier_timeout": 10.0,
             "spool_limit": 2**30,
+            "py_spy": "",
+            "stall": 0.0,
             "limits": {"memory": None, "cgroup": []},
             **over,
         }

@@ -58,7 +58,17 @@ class MetricRules:
         return series
 
 
-class Capture:
+class Output:
+    """What becomes of the output, beside what is shown: nothing. ``Capture`` keeps it."""
+
+    def feed(self, stream: int, block: bytes) -> None:
+        """Take what the program wrote."""
+
+    def close(self) -> None:
+        """There is no more."""
+
+
+class Capture(Output):
     """Cuts blocks into whole lines. ``terminal``: both streams are one, and lines end in CR LF."""
 
     def __init__(self, journal: Journal, rules: MetricRules, *, terminal: bool) -> None:

@@ -16,8 +16,9 @@ import threading
 import time
 
 from wherry.agent import platform, program, protocol
-from wherry.agent.attach import Terminal, TerminalGone
+from wherry.agent.attach import Terminal, TerminalGone, connect
 from wherry.agent.capture import Capture, MetricRules
+from wherry.agent.commands import Commands
 from wherry.agent.errors import Failed
 from wherry.agent.journal import Journal
 from wherry.agent.outcome import not_started, outcome
@@ -78,6 +79,7 @@ class Agent:
         self._ports: Any = None
         self._prepared: Prepared | None = None
         self._problem: BaseException | None = None
+        self._commands: Commands | None = None
         self._result = ""
         self._began = time.monotonic()
 
@@ -88,6 +90,8 @@ class Agent:
         except Failed as failed:
             end = not_started(failed)
             self._hang_up(end)
+        if self._commands:
+            self._commands.close()
         if self._wake.why == "replaced":
             return
         sender = self._start_sender()
@@ -117,7 +121,7 @@ class Agent:
     def _attach(self) -> Terminal:
         hello = {name: self._config[name] for name in ("rank", "world_size", "attempt")}
         try:
-            return Terminal(self._config["attach"], hello)
+            return connect(self._config["attach"], hello)
         except TerminalGone as error:
             raise Failed(
                 "start",
@@ -240,6 +244,10 @@ class Agent:
             on_oom=lambda: self._wake.end("oom"),
         )
         watch.start()
+        self._commands = Commands(
+            self._config, env=prepared.env, cwd=prepared.cwd, stacks=self._stacks
+        )
+        self._commands.start()
         ended = Supervisor(
             started,
             capture,
@@ -269,6 +277,12 @@ class Agent:
         self._hang_up(end)
         self._phase("run")
         return end
+
+    def _stacks(self, native: bool) -> dict[str, Any]:
+        from wherry.agent.stack import stacks
+
+        assert self._prepared
+        return stacks(self._config.get("py_spy", ""), self._prepared.env, native=native)
 
     def _grace(self) -> float:
         """Seconds from SIGTERM to SIGKILL: what the back end said last."""

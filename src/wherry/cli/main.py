@@ -31,6 +31,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "show": ("show:show", "Show one run: state, cause, ranks, times, metrics"),
         "logs": ("logs:logs", "Print or follow what a run wrote"),
         "metrics": ("metrics:metrics", "Show the metrics of a run"),
+        "exec": ("beside:exec_", "Run a program, such as a shell, beside a rank's"),
+        "stack": ("stack:stack", "Show what every rank's Python does now"),
         "files": ("files:files", "List the files that a run kept"),
         "get": ("files:get", "Copy a run's files to a folder"),
     },

@@ -45,6 +45,7 @@ class Options:
         self.lease: float = get("lease")
         self.barrier_timeout: float = get("barrier_timeout")
         self.spool_limit: int = get("spool_limit")
+        self.stall: float = get("stall")
 
 
 class Reconciler:
@@ -155,6 +156,7 @@ class Reconciler:
             lease=self.options.lease,
             barrier_timeout=self.options.barrier_timeout,
             spool_limit=self.options.spool_limit,
+            stall=self.options.stall if spec.stall is None else spec.stall,
         )
 
     # --- the loop

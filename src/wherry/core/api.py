@@ -27,6 +27,11 @@ GET  /runs/{ref}/files/{path}  ?rank= → bytes, as an attachment
 GET  /runs/{ref}/result     → bytes: the pickle that rank 0 left (never unpickled by the server)
 POST /runs/{ref}/stop       Stop → Run
 POST /runs/{ref}/retry      Retry, ``Idempotency-Key`` → 201 Run: a new run of the same spec
+POST /runs/{ref}/exec       Exec → attach frames (``agent.protocol``) from a program beside the
+                            rank's, as they come; the header ``Wherry-Channel`` names the channel.
+                            To hang up ends the program.
+POST /channels/{id}         attach frames to that program, as they come: START is the first → 204
+GET  /runs/{ref}/stack      ?rank=&native= → [RankStack]: what every rank's Python does now
 DELETE /runs/{ref}          → 204; 409 while it is not finished
 POST /prune                 Prune → Pruned
 POST /backup                Backup → BackupDone
@@ -118,6 +123,54 @@ class Retry(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Again, as it was."""
 
     name: str = ""
+
+
+class Exec(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where to run something. ``None``: the rank that is held, else rank 0; the latest attempt."""
+
+    rank: int | None = None
+    attempt: int | None = None
+
+
+class Call(Struct, frozen=True, kw_only=True):
+    """One call on a stack."""
+
+    name: str  #: of the function
+    file: str
+    line: int
+
+
+class ThreadStack(Struct, frozen=True, kw_only=True):
+    """What one thread does."""
+
+    name: str
+    calls: tuple[Call, ...]  #: the latest first
+    active: bool = False  #: it uses a core now, as far as is known
+    gil: bool = False  #: it holds the interpreter's lock
+
+
+class ProcessStack(Struct, frozen=True, kw_only=True):
+    """What one Python process does."""
+
+    pid: int
+    command: str
+    threads: tuple[ThreadStack, ...]
+
+
+class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Why something could not be looked at."""
+
+    code: str
+    message: str
+    hint: str = ""
+
+
+class RankStack(Struct, frozen=True, kw_only=True):
+    """What the Python processes of one rank do."""
+
+    rank: int
+    processes: tuple[ProcessStack, ...] = ()
+    problems: tuple[Problem, ...] = ()
 
 
 class Prune(Struct, frozen=True, kw_only=True, omit_defaults=True):

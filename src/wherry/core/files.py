@@ -63,7 +63,8 @@ def spec(data: Mapping[str, Any]) -> JobSpec:
     A JobSpec from data in a job file's form. Raises as :func:`load`, and where parts do not fit.
 
     Besides a JobSpec's own form it may have: ``command`` as one string, ``resources.memory`` as
-    "4Gi", ``timeout`` and ``grace`` as "2h", numbers in ``env``, a metric as only its pattern.
+    "4Gi", ``timeout``, ``grace``, ``hold``, ``stall`` as "2h", numbers in ``env``, a metric as
+    only its pattern.
     """
     made: JobSpec = _convert(check(data), JobSpec, "")
     return made.check()
@@ -102,7 +103,7 @@ def _humane(key: str, value: Any) -> Any:
             return shlex.split(value)
         except ValueError as error:
             raise InvalidSpec(f"command: {value!r}: {error}".lower()) from None
-    if key in ("timeout", "grace") and _is(value, str):
+    if key in ("timeout", "grace", "hold", "stall") and _is(value, str):
         return _at(key, parse_seconds, value)
     if key == "resources" and isinstance(value, Mapping) and _is(value.get("memory"), str, float):
         return {**value, "memory": _at("resources.memory", parse_bytes, value["memory"])}

@@ -131,6 +131,8 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     restarts: Annotated[int, Meta(ge=0)] = 0
     timeout: Annotated[float, Meta(gt=0)] | None = None  #: seconds of one attempt
     grace: Annotated[float, Meta(ge=0)] | None = None  #: seconds from SIGTERM to SIGKILL
+    hold: Annotated[float, Meta(ge=0)] | None = None  #: seconds that a failed rank is kept
+    stall: Annotated[float, Meta(ge=0)] | None = None  #: seconds without a sign of life; 0: never
     priority: int = 0  #: larger first
     tags: tuple[str, ...] = ()
     note: str = ""

@@ -29,6 +29,7 @@ class RankState(StrEnum):
     PENDING = "pending"  # launched, has not called yet
     ARRIVED = "arrived"  # its agent called, prepares, waits at the barrier
     RUNNING = "running"  # its program runs
+    ENDING = "ending"  # its program is over; its files are being sent, or it is held
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     STOPPED = "stopped"  # ended because it was told to
@@ -51,8 +52,10 @@ RUN_NEXT: dict[RunState, frozenset[RunState]] = {
 _K = RankState
 RANK_NEXT: dict[RankState, frozenset[RankState]] = {
     _K.PENDING: frozenset(set(_K) - {_K.PENDING}),
-    _K.ARRIVED: frozenset({_K.RUNNING, _K.SUCCEEDED, _K.FAILED, _K.STOPPED, _K.LOST}),
-    _K.RUNNING: frozenset({_K.SUCCEEDED, _K.FAILED, _K.STOPPED, _K.LOST}),
+    _K.ARRIVED: frozenset({_K.RUNNING, _K.ENDING, _K.SUCCEEDED, _K.FAILED, _K.STOPPED, _K.LOST}),
+    # ARRIVED follows RUNNING in an elastic group that meets again.
+    _K.RUNNING: frozenset({_K.ARRIVED, _K.ENDING, _K.SUCCEEDED, _K.FAILED, _K.STOPPED, _K.LOST}),
+    _K.ENDING: frozenset({_K.ARRIVED, _K.SUCCEEDED, _K.FAILED, _K.STOPPED, _K.LOST}),
     _K.SUCCEEDED: frozenset(),
     _K.FAILED: frozenset(),
     _K.STOPPED: frozenset(),

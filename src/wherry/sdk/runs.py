@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import html
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wherry.core.api import LogLine, MetricSeries, RunDetail
+from wherry.core.api import LogLine, MetricSeries, RankStack, RunDetail
 from wherry.core.bundle import check_path
 from wherry.core.job import JobSpec, Scalar
 from wherry.core.run import File, Verdict
@@ -27,6 +27,8 @@ from wherry.sdk.functions import Function, load_result
 from wherry.sdk.submit import Draft, prepare, send
 
 if TYPE_CHECKING:
+    import subprocess
+
     from wherry.bundle.environment import Choice
 
 Target = str | os.PathLike[str] | Callable[..., Any]
@@ -212,6 +214,42 @@ class Run:
     def metrics(self, *names: str, rank: int | None = None) -> list[MetricSeries]:
         """What was reported: one series for each name, rank and attempt."""
         return self._client.metrics(self.id, names=names, ranks=() if rank is None else (rank,))
+
+    def exec(
+        self,
+        command: Sequence[str],
+        *,
+        rank: int | None = None,
+        input: str | bytes | None = None,
+        timeout: float | None = None,
+        text: bool = True,
+    ) -> subprocess.CompletedProcess[Any]:
+        """
+        Run a program beside a rank's, with its folder, environment and user, and wait for its end.
+
+        ::
+
+            run.exec(["nvidia-smi"], rank=2).stdout
+
+        :param rank: None: the rank that is held (``hold``), else 0.
+        :param input: for its standard input. :param text: output is text, else bytes.
+        :param timeout: seconds; then it is ended and ``subprocess.TimeoutExpired`` raised.
+        :raises NotRunning: :raises NotFound: for a rank that the run does not have.
+        """
+        from wherry.sdk import beside
+
+        data = input.encode() if isinstance(input, str) else input
+        done: subprocess.CompletedProcess[Any] = beside.run(
+            self._client, self.id, command, rank=rank, input=data, timeout=timeout
+        )
+        if text:
+            done.stdout = done.stdout.decode(errors="replace")
+            done.stderr = done.stderr.decode(errors="replace")
+        return done
+
+    def stack(self, *, rank: int | None = None, native: bool = False) -> list[RankStack]:
+        """What the Python processes of every rank do now: one entry a rank."""
+        return self._client.stack(self.id, ranks=() if rank is None else (rank,), native=native)
 
     def stop(self, *, grace: float | None = None) -> Run:
         """

@@ -35,7 +35,9 @@ from wherry.blobs.base import Blobs
 from wherry.blobs.objects import ObjectBlobs
 from wherry.control.bus import Bus
 from wherry.control.cleanup import Cleanup, entries
+from wherry.control.commands import Commands
 from wherry.control.live import Live
+from wherry.control.look import Look
 from wherry.control.reconcile import Options, Reconciler
 from wherry.control.reports import Ingest
 from wherry.control.runs import Runs
@@ -44,7 +46,7 @@ from wherry.core.api import Prune, encode
 from wherry.core.ids import new_token
 from wherry.errors import Internal, InvalidInput, NotFound, WherryError
 from wherry.server.auth import Guard
-from wherry.server.routes import admin, agents, blobs, logs, runs
+from wherry.server.routes import admin, agents, blobs, logs, look, runs
 from wherry.server.services import Services
 from wherry.store.base import Store
 from wherry.store.sql import SCHEMA, SqlStore
@@ -90,6 +92,7 @@ class ControlPlane:
     ) -> None:
         self.url, self.keys = url, keys
         options = Options(settings.get)
+        commands = Commands()
         bus, live, tokens = Bus(), Live(lease=options.lease), Tokens(keys.secret)
         ingest = Ingest(store, live, lambda report: self.reconciler.changed(report))
         self.reconciler = Reconciler(
@@ -119,6 +122,8 @@ class ControlPlane:
             bus=bus,
             reconciler=self.reconciler,
             cleanup=_cleanup(home, store, blobs, use_cases),
+            commands=commands,
+            look=Look(store, commands),
             bundled=lru_cache(64)(lambda bundle: entries(blobs, bundle)),
             home=home,
             owner=getpass.getuser(),
@@ -138,6 +143,11 @@ class ControlPlane:
         """Begin to write and to decide."""
         self.services.ingest.start()
         self.reconciler.start()
+
+    def leave(self) -> None:
+        """Let nobody wait any longer: the process is about to end. On the event loop."""
+        self.services.commands.close()
+        self.services.bus.close()
 
     def close(self) -> None:
         """Stop deciding, write what is queued, release the store. Runs go on."""
@@ -210,6 +220,7 @@ def _routes(plane: ControlPlane) -> Litestar:
             blobs.router,
             runs.router,
             logs.router,
+            look.router,
         ],
         dependencies={"services": Provide(lambda: plane.services, sync_to_thread=False)},
         exception_handlers={
