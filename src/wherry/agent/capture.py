@@ -77,10 +77,12 @@ class Capture(Output):
         self._terminal = terminal
         self._partial: dict[int, list[bytes]] = {protocol.STDOUT: [], protocol.STDERR: []}
         self._pending = dict.fromkeys(self._partial, 0)
+        self.blocks = 0  #: how many were taken
         self._tail = dict.fromkeys(self._partial, b"")
 
     def feed(self, stream: int, block: bytes) -> None:
         """Take a block as it was read."""
+        self.blocks += 1
         cut = block.rfind(b"\n") + 1
         if cut:
             self._keep(stream, block[:cut])

@@ -62,6 +62,7 @@ class Journal:
         self.written = threading.Event()  #: set whenever there is something to send
         self.acked = 0
         self.last = 0  #: the newest frame's number
+        self.metrics = 0  #: how many frames of metrics were added
         self._sealed: deque[tuple[int, str, int]] = deque()  # last seq, file, bytes
         self._size = 0  # of the newest segment
         self._sent = 0  # bytes at its beginning that are acknowledged
@@ -80,6 +81,7 @@ class Journal:
             if any(self._dropped) and self._has_room():
                 self._confess()
             self._append(kind, payload, time.time() if when is None else when)
+            self.metrics += kind == protocol.METRIC
         self.written.set()
 
     def say(self, text: str) -> None:

@@ -242,6 +242,8 @@ class Agent:
             cwd=prepared.cwd,
             command=prepared.command,
             on_oom=lambda: self._wake.end("oom"),
+            signs=lambda: capture.blocks,
+            stacks=self._stacks_in_words,
         )
         watch.start()
         self._commands = Commands(
@@ -283,6 +285,11 @@ class Agent:
 
         assert self._prepared
         return stacks(self._config.get("py_spy", ""), self._prepared.env, native=native)
+
+    def _stacks_in_words(self) -> str:
+        from wherry.agent.stack import in_words
+
+        return in_words(self._stacks(False))
 
     def _grace(self) -> float:
         """Seconds from SIGTERM to SIGKILL: what the back end said last."""

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 
 from wherry.agent import platform
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # what only annotations need would cost a tenth of the start
     from typing import Any
 
 _PATIENCE = 10.0  #: seconds for one process
+_LONGEST = 20.0  #: seconds for all
 _MOST = 64  #: processes that are looked into
 _SCOPE = "/proc/sys/kernel/yama/ptrace_scope"
 
@@ -38,7 +40,11 @@ def stacks(py_spy: str, env: Mapping[str, str], *, native: bool) -> dict[str, An
     if not found:
         return _no("no-python", "the rank runs no Python process", "")
     answer: dict[str, Any] = {"processes": [], "problems": []}
+    deadline = time.monotonic() + _LONGEST
     for process in found[:_MOST]:
+        if time.monotonic() >= deadline:
+            answer["problems"].append(_problem("stack-timeout", "some processes were left out", ""))
+            break
         threads, problem = _dump(path, process.pid, native=native)
         if threads:
             command = platform.command_line(process.pid) or process.name
@@ -88,6 +94,17 @@ def _dump(path: str, pid: int, *, native: bool) -> tuple[list[dict[str, Any]], d
         if not thread.get("thread_name") and thread.get("os_thread_id") == pid:
             thread["thread_name"] = "MainThread"
     return threads, {}
+
+
+def in_words(answer: dict[str, Any]) -> str:
+    """The answer as text; "" where nothing could be seen. Pure."""
+    lines = []
+    for process in answer["processes"]:
+        lines.append(f"{process['pid']} {process['command']}")
+        for thread in process["threads"]:
+            lines.append(f"  {thread['thread_name'] or 'thread %#x' % thread['thread_id']}")
+            lines += [f"    {f['name']} ({f['filename']}:{f['line']})" for f in thread["frames"]]
+    return "\n".join(lines)
 
 
 def _problem(code: str, message: str, hint: str) -> dict[str, Any]:

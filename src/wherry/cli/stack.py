@@ -69,13 +69,9 @@ def problems(found: Sequence[RankStack]) -> list[tuple[str, Problem]]:
 
 def brackets(ranks: Sequence[int]) -> str:
     """``[0-3,7]`` for the ranks; one that has several such processes is named once. Pure."""
-    parts: list[list[int]] = []
-    for rank in sorted(set(ranks)):
-        if parts and rank == parts[-1][1] + 1:
-            parts[-1][1] = rank
-        else:
-            parts.append([rank, rank])
-    return "[" + ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in parts) + "]"
+    from wherry.core.remarks import spans
+
+    return f"[{spans(sorted(set(ranks)))}]"
 
 
 def _threads(processes: Sequence[ProcessStack]) -> Iterator[str]:

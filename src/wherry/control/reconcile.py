@@ -24,6 +24,7 @@ from wherry.control.tokens import RankIdentity, Tokens
 from wherry.core import decide as d
 from wherry.core.admission import Ledger, need, threads
 from wherry.core.job import Amount
+from wherry.core.remarks import remarks
 from wherry.core.run import Attempt, AttemptId, Event, Observation, Run
 from wherry.core.states import RUN_ACTIVE, RankState, RunState
 from wherry.errors import NotFound, WherryError
@@ -73,6 +74,7 @@ class Reconciler:
         self._watched: dict[str, AttemptId] = {}  # live attempts, by run
         self._leaving: dict[AttemptId, tuple[str, float]] = {}  # ended: back end, deadline
         self._drained: dict[AttemptId, set[int]] = {}
+        self._remarked: set[str] = set()  # runs whose ranks said something of themselves
 
     # --- from outside
 
@@ -97,6 +99,9 @@ class Reconciler:
     def changed(self, report: Report) -> None:
         """A report was committed: wake who follows, and decide where a rank moved."""
         if report.state is not None or report.exit is not None:
+            self.mark(report.attempt.run)
+        if report.events:
+            self._remarked.add(report.attempt.run)
             self.mark(report.attempt.run)
         self.bus.publish(report.attempt.run)
 
@@ -216,6 +221,9 @@ class Reconciler:
                 self._apply(facts, action)
             if not any(isinstance(a, _LOOK_AGAIN) for a in actions):
                 break
+        if run_id in self._remarked:
+            self._remarked.discard(run_id)
+            self._remark(self.store.run(run_id))
         if self.store_finished(run_id):
             self._watched.pop(run_id, None)
 
@@ -296,6 +304,13 @@ class Reconciler:
                 self._drained.pop(attempt, None)
                 self._watched.pop(run.id, None)
                 self._leaving[attempt] = (run.backend, time.monotonic() + _TIDY)
+
+    def _remark(self, run: Run) -> None:
+        """Say what its ranks said last of themselves: that they are stalled, or held."""
+        if run.state in RUN_ACTIVE:
+            reason = remarks(run, self.store.events(run.id))
+            self.store.set_reason(run.id, reason, event=False)
+            self.bus.publish(run.id)
 
     def _wait(self, run: Run) -> None:
         reason = self.ledgers[run.backend].reason(run.id)

@@ -23,7 +23,7 @@ from wherry.control.live import Live
 from wherry.control.tokens import RankIdentity
 from wherry.core.bundle import check_digest, check_path
 from wherry.core.job import Scalar
-from wherry.core.run import Cause, File, Series
+from wherry.core.run import Cause, Event, File, Series
 from wherry.core.states import RankState
 from wherry.errors import InvalidInput
 from wherry.store.base import Chunk, ChunkKind, Exit, Report, Store
@@ -31,6 +31,7 @@ from wherry.store.base import Chunk, ChunkKind, Exit, Report, Store
 #: In a stored log chunk each block is ``f64 time | u8 stream | u32 length`` and its bytes.
 BLOCK = struct.Struct("<dBI")
 _GROUP = 64  # reports in one transaction at the most
+_MESSAGE = 64 * 1024  # characters of an event: the stacks of a stalled rank fit
 
 
 class _Exit(msgspec.Struct):
@@ -40,6 +41,11 @@ class _Exit(msgspec.Struct):
     cause: str = ""
     message: str = ""
     last_lines: tuple[str, ...] = ()
+
+
+class _Event(msgspec.Struct):
+    kind: str
+    message: str = ""
 
 
 class _File(msgspec.Struct):
@@ -95,6 +101,7 @@ class _Builder:
         self.files: list[File] = []
         self.params: dict[str, Scalar] = {}
         self.phases: dict[str, float] = {}
+        self.events: list[Event] = []
 
     def add(self, kind: int, seq: int, time: float, payload: memoryview) -> None:
         if self.last and seq != self.last + 1:
@@ -143,10 +150,25 @@ class _Builder:
             self.phases[str(phase["phase"])] = float(phase["seconds"])
         elif kind == protocol.STARTED:
             self.fields |= {"state": RankState.RUNNING, "started": time}
+        elif kind == protocol.EVENT:
+            self._event(time, msgspec.json.decode(payload, type=_Event))
         elif kind == protocol.RESULT:
             self.fields["result"] = check_digest(msgspec.json.decode(payload)["digest"])
         elif kind == protocol.EXIT:
             self.fields["exit"] = self._exit(time, msgspec.json.decode(payload, type=_Exit))
+
+    def _event(self, time: float, said: _Event) -> None:
+        attempt, rank = self.who.attempt, self.who.rank
+        self.events.append(
+            Event(
+                run=attempt.run,
+                time=time,
+                kind=said.kind[:40],
+                message=said.message[:_MESSAGE],
+                attempt=attempt.number,
+                rank=rank,
+            )
+        )
 
     def _exit(self, time: float, said: _Exit) -> Exit:
         if said.state not in _ENDS or said.cause not in _CAUSES:
@@ -176,6 +198,7 @@ class _Builder:
             files=tuple(self.files),
             params=self.params,
             phases=self.phases,
+            events=tuple(self.events),
             **self.fields,
         )
 

@@ -4,6 +4,8 @@ Events, in the order they happened.
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import Connection, insert, select
 
 from wherry.core.run import Event
@@ -15,7 +17,12 @@ _INSERT = insert(events)
 
 def add(connection: Connection, event: Event) -> None:
     """See ``Store.add_event``."""
-    connection.execute(_INSERT, {name: getattr(event, name) for name in _FIELDS})
+    connection.execute(_INSERT, row_of(event))
+
+
+def row_of(event: Event) -> dict[str, Any]:
+    """The event as a row."""
+    return {name: getattr(event, name) for name in _FIELDS}
 
 
 def of(connection: Connection, run_id: str) -> list[Event]:

@@ -23,8 +23,9 @@ from wherry.errors import Conflict, InvalidInput, WherryError
 from wherry.store.base import Report
 from wherry.store.engine import Upsert, upsert
 from wherry.store.queries import attempts as members
+from wherry.store.queries import history
 from wherry.store.queries.records import chunk_row, file_row, fit, fit_row, param_row, series_row
-from wherry.store.tables import attempts, chunks, files, params, ranks, series
+from wherry.store.tables import attempts, chunks, events, files, params, ranks, series
 
 Key = tuple[str, int, int]  # run, attempt, rank
 
@@ -52,6 +53,7 @@ class Prepared(Struct, frozen=True):
     series: list[dict[str, Any]]
     files: list[dict[str, Any]]
     params: list[dict[str, Any]]
+    events: list[dict[str, Any]]
 
     @property
     def key(self) -> Key:
@@ -72,6 +74,7 @@ def prepare(report: Report) -> Prepared | WherryError:
             series=[own | series_row(part) for part in report.series],
             files=[own | file_row(file) for file in report.files],
             params=[{"run": key[0]} | param_row(*item) for item in report.params.items()],
+            events=[fit_row(history.row_of(event)) for event in report.events],
         )
     except ValueError as error:
         return InvalidInput(f"a report of rank {report.rank} of {report.attempt}: {error}")
@@ -165,6 +168,8 @@ def _write(connection: Connection, accepted: Sequence[Prepared], changed: dict[K
         connection.execute(_latest(dialect, files), some)
     if some := rows("params"):
         connection.execute(_latest(dialect, params), some)
+    if some := rows("events"):
+        connection.execute(insert(events), some)
     if changed:
         connection.execute(_UPDATE_RANKS, [_rank_row(*item) for item in changed.items()])
 
