@@ -90,7 +90,8 @@ class Agent:
         except Failed as failed:
             end = not_started(failed)
             self._hang_up(end)
-        if self._commands:
+        held = self._to_be_held(end)
+        if self._commands and not held:
             self._commands.close()
         if self._wake.why == "replaced":
             return
@@ -100,6 +101,8 @@ class Agent:
         except _given_up():
             return
         self._phase("upload")
+        if held:
+            self._hold()
         self._journal.append(protocol.EXIT, json.dumps(end).encode())
         sender.finish()
 
@@ -323,6 +326,24 @@ class Agent:
             digest = uploader.store(Path(self._result))[0]
             self._journal.append(protocol.RESULT, json.dumps({"digest": digest}).encode())
         control.close()
+
+    def _to_be_held(self, end: dict[str, Any]) -> bool:
+        """Whether the program failed by itself and a person wants to see why; says so."""
+        seconds = float(self._spec.get("hold") or 0.0)
+        if not (seconds and self._commands and end["state"] == "failed") or self._wake.why:
+            return False
+        from wherry.agent.stall import in_words
+
+        failed = str(end["message"]).partition("\n")[0]
+        event = {"kind": "held", "message": f"{failed}; held for {in_words(seconds)}"}
+        self._journal.append(protocol.EVENT, json.dumps(event).encode())
+        return True
+
+    def _hold(self) -> None:
+        """Stay, with the folder and the commands, until the time is over or the run is stopped."""
+        self._wake.ended.wait(float(self._spec["hold"]))
+        assert self._commands
+        self._commands.close()
 
     def _phase(self, name: str) -> None:
         now = time.monotonic()

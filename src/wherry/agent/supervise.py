@@ -151,7 +151,7 @@ class Supervisor:
             return
         self._kill_at = time.monotonic() + self._grace()
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._program.pid, signal.SIGHUP if why == "gone" else signal.SIGTERM)
+            os.killpg(self._program.pid, signal.SIGHUP if self._hangs else signal.SIGTERM)
 
     def _kill(self) -> bool:
         statuses: dict[int, int] = {}

@@ -84,6 +84,10 @@ def until_module(args: Sequence[str], params: Sequence[click.Parameter]) -> list
 @click.option("--gpu", type=int, help="Devices per rank.")
 @click.option("--timeout", metavar="TIME", help="Of one attempt, such as 2h.")
 @click.option("--restarts", type=int, help="New attempts after faults of machines.")
+@click.option(
+    "--hold-on-failure", "hold", metavar="TIME", help="Keep a failed rank to look into, as 30m."
+)
+@click.option("--stall", metavar="TIME", help="Flag it after so long without a sign of life.")
 @click.option("--tag", "-t", "tags", multiple=True, help="To find it by; may be repeated.")
 @click.option("--note", help="Free text.")
 @click.option("--priority", type=int, help="Larger goes first.")
@@ -111,7 +115,10 @@ def run(ctx: click.Context, /, **given: Any) -> None:
 
 def changes(given: dict[str, Any]) -> dict[str, Any]:
     """What the options say, in a job file's form."""
-    keys = ("name", "workers", "processes", "timeout", "restarts", "note", "priority", "group")
+    keys = (
+        *("name", "workers", "processes", "timeout", "restarts", "note", "priority", "group"),
+        *("hold", "stall"),
+    )
     found: dict[str, Any] = {key: given[key] for key in keys if given[key] is not None}
     resources = {k: given[k] for k in ("cpu", "memory", "gpu") if given[k] is not None}
     tables = {

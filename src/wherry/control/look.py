@@ -37,7 +37,7 @@ def choose(run: Run, attempt: Attempt | None, *, number: int | None, rank: int |
         rank = held.rank if held else ranks[0].rank
     chosen = _rank(run, ranks, rank)
     if chosen.state in RANK_TERMINAL:
-        raise NotRunning(f"rank {rank} of run {run.id} has {_did(chosen.state)}", hint=_keep(run))
+        raise NotRunning(f"rank {rank} of run {run.id} {_did(chosen.state)}", hint=_keep(run))
     if chosen.state not in _STARTED:
         raise NotRunning(
             f"rank {rank} of run {run.id} has not started its program yet: it is {chosen.state}",
@@ -62,7 +62,7 @@ def started(run: Run, attempt: Attempt | None, *, ranks: Collection[int]) -> lis
 
 def _ranks(run: Run, attempt: Attempt | None, number: int | None) -> tuple[Rank, ...]:
     if run.finished:
-        raise NotRunning(f"run {run.id} has {_did(run.state)}", hint=_keep(run))
+        raise NotRunning(f"run {run.id} {_did(run.state)}", hint=_keep(run))
     if attempt is None:
         raise NotRunning(f"run {run.id} is {run.state}", hint=run.reason)
     if number is not None and number != run.attempt:
@@ -82,7 +82,7 @@ def _rank(run: Run, ranks: tuple[Rank, ...], number: int) -> Rank:
 
 
 def _did(state: str) -> str:
-    return {"succeeded": "succeeded", "failed": "failed"}.get(state, f"ended: {state}")
+    return f"was {state}" if state in ("stopped", "lost") else f"has {state}"
 
 
 def _keep(run: Run) -> str:

@@ -52,6 +52,8 @@ def run(
     restarts: int | None = None,
     timeout: str | float | None = None,
     grace: str | float | None = None,
+    hold: str | float | None = None,
+    stall: str | float | None = None,
     priority: int | None = None,
     tags: Iterable[str] | None = None,
     note: str | None = None,
@@ -79,6 +81,8 @@ def run(
     :param on: a context's name; "" is the one in use.
     :param cpu: cores of one rank. :param memory: of one rank, bytes or "4Gi". :param gpu: devices.
     :param timeout: of one attempt, seconds or "2h". :param grace: from SIGTERM to SIGKILL.
+    :param hold: keep a rank that failed for so long, to look into it. :param stall: flag the run
+        after so long without output, metric or CPU; 0: never.
     :param metrics: how to read metrics from output: ``{"accuracy": "accuracy=([0-9.]+)"}``.
     :param environment: "auto", or one rung of the ladder: "script", "lock", "requirements",
         "active" (the interpreter in use), "none" (Python alone).
@@ -91,7 +95,8 @@ def run(
     said: dict[str, Any] = {
         "name": name, "workers": workers, "processes": processes,
         "resources": _said(resources) or None, "env": env, "params": params, "metrics": metrics,
-        "restarts": restarts, "timeout": timeout, "grace": grace, "priority": priority,
+        "restarts": restarts, "timeout": timeout, "grace": grace, "hold": hold,
+        "stall": stall, "priority": priority,
         "tags": None if tags is None else tuple(tags), "note": note,
     }  # fmt: skip
     words, function = _work(target, module, args, kwargs)
