@@ -89,29 +89,46 @@ restarts: 2
 timeout: 2h
 ```
 
-`command` may be one line or a list of words; `memory` bytes or `4Gi`; `timeout` and `grace` seconds
-or `1h30m`; a metric its pattern alone. The JSON schema is at `/api/v1/schemas/job`. What Wherry
-fills in by itself (`code`, `environment`, `call`, `spec_version`) is described in the classes of
-`wherry.core.job`.
+`command` may be one line or a list of words; `memory` bytes or `4Gi`; a time (`timeout`, `grace`,
+`backoff`, `hold`, `stall`) seconds or `1h30m`; a metric its pattern alone. The JSON schema is at
+`/api/v1/schemas/job`. What Wherry fills in by itself (`code`, `environment`, `call`,
+`spec_version`) is described in the classes of `wherry.core.job`.
 """
 
 #: What the fields are for; the schema has their names, types and defaults.
 JOB_FIELDS = {
     "name": "what to call the run; by default the script's name",
     "command": "what to run; `python` as the first word is the environment's own",
-    "group": "what happens when one rank dies: in a `gang` all stop together",
-    "workers": "how many at once",
+    "group": "what happens when one rank dies: a `gang` stops whole, an `elastic` group goes on "
+    "without it until it is replaced, in a `pool` it is replaced and nobody else notices",
+    "workers": "how many at once; of an elastic group `{min: 2, max: 8}`",
+    "min_workers": "of an elastic group: with fewer it does not go on",
     "processes": "processes of one worker; world size = workers × processes",
+    "roles": "instead of workers: kinds of them, `{chief: 1, worker: 4, ps: 2}`: see below",
+    "ends_with": "roles whose success ends the run; by default the `chief` alone, else all but "
+    "`ps`, `server`, `scheduler` and `evaluator`",
     "resources": "what one rank needs: see below",
     "env": "environment variables",
     "params": "parameters to record, beside those read from the command line",
     "metrics": "how to read metrics from output: a regular expression, its first group the number",
-    "restarts": "new attempts after faults of machines; a program that fails is not tried again",
+    "restarts": "new attempts (in a pool: of each rank) after faults of machines",
+    "retry_on": "what else is tried again: exit statuses `75`, `64-78`, signals `SIGSEGV`, causes "
+    "`oom`, `any`",
+    "fail_on": "what is never tried again, in the same words",
+    "backoff": "before the first retry; doubled with each",
     "timeout": "of one attempt",
     "grace": "between SIGTERM and SIGKILL when the run is stopped",
+    "hold": "how long the folder of a rank that failed is kept, with its agent",
+    "stall": "silence after which the run is marked as stalled; 0: never",
     "priority": "larger goes first",
     "tags": "to find it by",
     "note": "free text",
+}
+ROLE = {
+    "count": "how many ranks",
+    "command": "what they run; by default the job's",
+    "resources": "of one rank; by default the job's",
+    "env": "over the job's",
 }
 RESOURCES = {
     "cpu": "cores, fractions allowed",
@@ -125,7 +142,9 @@ def job_page() -> str:
     """The fields of a job file."""
     schema = job.json_schema()["$defs"]
     spec, resources = schema["JobSpec"]["properties"], schema["Resources"]["properties"]
+    role = schema["Role"]["properties"]
     assert JOB_FIELDS.keys() == spec.keys() - FILLED_IN, "docs/generate.py: JOB_FIELDS"
+    assert ROLE.keys() == role.keys(), "docs/generate.py: ROLE"
     assert RESOURCES.keys() == resources.keys(), "docs/generate.py: RESOURCES"
     return "\n".join(
         [
@@ -135,6 +154,12 @@ def job_page() -> str:
             "## resources",
             "",
             *_fields(resources, RESOURCES),
+            "",
+            "## roles",
+            "",
+            "The key is its name, the value its count or these. Ranks are numbered in this order.",
+            "",
+            *_fields(role, ROLE),
         ]
     )
 

@@ -38,6 +38,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("log_level", "info", "level", "how much the control plane writes to server.log"),
     Setting("heartbeat", 2.0, "seconds", "how often an agent says that it is alive"),
     Setting("lease", 30.0, "seconds", "silence after which a rank is lost"),
+    Setting("backoff", 1.0, "seconds", "before the first retry; doubled with each, up to 300"),
+    Setting("elastic_settle", 3.0, "seconds", "how long an elastic group waits for one more"),
     Setting("grace", 10.0, "seconds", "between SIGTERM and SIGKILL when a run is stopped"),
     Setting("stall", 600.0, "seconds", "no output, metric or CPU: the run is flagged; 0: never"),
     Setting("barrier_timeout", 600.0, "seconds", "how long ranks wait for each other"),

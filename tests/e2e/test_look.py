@@ -256,3 +256,47 @@ def test_a_terminal_that_is_closed_ends_what_ran_in_it(waiting: Waiting) -> None
     pid = int(screen.see(r"\npid (\d+)\r\n")[1])
     screen.close()
     eventually(lambda: not alive(pid))
+
+
+# --- held
+
+
+FAILS = """
+import os, time
+print("rank", os.environ["WHERRY_RANK"], flush=True)
+if os.environ["WHERRY_RANK"] == "1":
+    open("evidence", "w").write("of rank 1")
+    raise SystemExit("no data")
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("end", ["stop", "time"])
+def test_a_failed_rank_is_held_alone_to_be_looked_into_and_fails_all_the_same(
+    own: Shell, end: str
+) -> None:
+    own.write("fails.py", FAILS)
+    hold = "1h" if end == "stop" else "3s"
+    words = ("run", "--detach", "--workers", "2", "--cpu", "0.4", "--hold-on-failure", hold)
+    ref = own(*words, "fails.py").stdout.decode().strip()
+
+    def ranks() -> dict[int, str]:
+        shown = own.json("show", ref)["attempts"]
+        return {rank["rank"]: rank["state"] for rank in shown[-1]["ranks"]} if shown else {}
+
+    eventually(lambda: ranks() == {0: "stopped", 1: "ending"}, within=DEADLINE)
+    shown = own.json("show", ref)
+    said = "1h" if end == "stop" else "3 s"
+    assert shown["state"] == "running"
+    assert shown["reason"] == (
+        f"rank 1 failed (exited with status 1); held for {said}: wherry exec {ref} --rank 1 -- bash"
+    )
+    if end == "stop":
+        looked = own("exec", ref, "--", "sh", "-c", "cat evidence; echo $WHERRY_RANK")
+        assert looked.stdout == b"of rank 11\n", looked.stderr
+        own("stop", ref)
+    eventually(lambda: own.json("show", ref)["state"] == "failed", within=DEADLINE)
+    verdict = own.json("show", ref)["verdict"]
+    assert (verdict["rank"], verdict["cause"], verdict["exit_code"]) == (1, "exit", 1)
+    assert verdict["last_lines"] == ["no data"]
+    assert own("exec", ref, "--", "true").returncode == 4

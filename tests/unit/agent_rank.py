@@ -95,6 +95,7 @@ class Rank:
             "incarnation": 1,
             "world_size": 1,
             "processes": 1,
+            "roles": [],
             "spec": spec,
             "dir": str(self.folder),
             "shared_dir": str(shared),
@@ -148,6 +149,8 @@ class Rank:
     def stop(self) -> None:
         """SIGTERM, as the back end does."""
         assert self.process is not None
+        if not (self.folder / "stop").exists():
+            (self.folder / "stop").write_text(str(self.config["grace"]))
         os.kill(self.process.pid, signal.SIGTERM)
 
     def kill(self) -> None:

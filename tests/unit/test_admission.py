@@ -76,12 +76,16 @@ def test_a_person_at_a_terminal_who_asks_for_nothing_waits_for_nothing() -> None
     assert need(spec(), MACHINE) == Amount(cpu=1.0)
 
 
+def _threads(job: JobSpec, *, foreground: bool = False) -> int:
+    return threads(job, job.resources, MACHINE, foreground=foreground)
+
+
 def test_threads_are_the_cores_allotted_never_the_machines() -> None:
-    assert threads(spec(cpu=2.5), MACHINE) == 2
-    assert threads(spec(), MACHINE) == 1
-    assert threads(spec(), MACHINE, foreground=True) == 4
-    assert threads(spec(workers=2), MACHINE, foreground=True) == 2
-    assert threads(spec(workers=9), MACHINE, foreground=True) == 1
+    assert _threads(spec(cpu=2.5)) == 2
+    assert _threads(spec()) == 1
+    assert _threads(spec(), foreground=True) == 4
+    assert _threads(spec(workers=2), foreground=True) == 2
+    assert _threads(spec(workers=9), foreground=True) == 1
 
 
 @given(st.lists(st.tuples(st.sampled_from("war"), st.integers(0, 9), st.integers(1, 4))))

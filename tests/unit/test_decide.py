@@ -157,7 +157,7 @@ def test_the_outcome_follows_from_the_ranks(
 def test_infrastructure_faults_are_tried_again_only_within_restarts() -> None:
     lost = attempt(rank(0, L, ended=5.0, cause="agent-lost"), rank(1, X), stopping="x")
     last = structs.replace(lost, id=AttemptId("r1", 2))
-    _, outcome = d.decide(d.Facts(run=run(attempt=2), attempt=last))
+    _, outcome = d.decide(d.Facts(run=run(attempt=2, restarts_used=1), attempt=last))
     assert isinstance(outcome, d.Finish) and outcome.state is RunState.LOST
 
 

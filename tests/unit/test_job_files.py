@@ -9,6 +9,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from wherry.core import files
 from wherry.core.job import (
@@ -238,7 +239,7 @@ SPECS = st.builds(
     priority=st.integers(-100, 100),
     tags=st.lists(WORDS, max_size=3).map(tuple),
     note=WORDS,
-)
+).map(lambda job: replace(job, processes=1) if job.group == "elastic" else job)
 
 
 @settings(deadline=None, max_examples=60)

@@ -105,11 +105,11 @@ def test_what_ranks_of_an_earlier_attempt_said_is_over() -> None:
 def test_the_rank_that_was_held_first_is_told_with_the_way_in() -> None:
     said = [
         event("stalled", 0, QUIET),
-        event("held", 2, "exited with status 1; held for 30m"),
-        event("held", 1, "exited with status 9; held for 30m"),
+        event("held", 2, "failed (exited with status 1); held for 30m"),
+        event("held", 1, "failed (exited with status 9); held for 30m"),
     ]
-    assert remarks(RUN, said) == (
-        "rank 2 failed: exited with status 1; held for 30m: wherry exec r1 --rank 2 -- bash"
+    assert remarks(RUN, said, held={2}) == (
+        "rank 2 failed (exited with status 1); held for 30m: wherry exec r1 --rank 2 -- bash"
     )
 
 

@@ -21,11 +21,12 @@ from wherry.store.engine import Database
 from wherry.store.sql import SCHEMA, SqlStore
 from wherry.testing.stores.data import submit
 
-NEXT = """
+NEWER = f"{len(schema.REVISIONS) + 1:04d}"
+NEXT = f"""
 import sqlalchemy as sa
 from alembic import op
 
-revision, down_revision = "0002", "0001"
+revision, down_revision = "{NEWER}", "{SCHEMA}"
 
 
 def upgrade():
@@ -86,7 +87,7 @@ def test_opening_does_not_import_alembic(file: Path) -> None:
     assert subprocess.check_output(command, text=True).strip() == ""
 
 
-@pytest.mark.parametrize("revision", ["0002", "from-the-future"])
+@pytest.mark.parametrize("revision", [NEWER, "from-the-future"])
 def test_a_newer_schema_is_refused_with_words_and_left_alone(file: Path, revision: str) -> None:
     store = open_store(file)
     run = submit(store)
@@ -118,16 +119,16 @@ def newer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "migrations"
     shutil.copytree(schema.MIGRATIONS, folder, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(schema, "MIGRATIONS", folder)
-    monkeypatch.setattr(schema, "REVISIONS", (*schema.REVISIONS, "0002"))
-    monkeypatch.setattr(schema, "SCHEMA", "0002")
-    return folder / "versions" / "0002_shiny.py"
+    monkeypatch.setattr(schema, "REVISIONS", (*schema.REVISIONS, NEWER))
+    monkeypatch.setattr(schema, "SCHEMA", NEWER)
+    return folder / "versions" / f"{NEWER}_shiny.py"
 
 
 def test_an_older_database_is_migrated_when_it_is_opened(
     file: Path, newer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as older:
-        older.setattr(schema, "SCHEMA", "0001")
+        older.setattr(schema, "SCHEMA", SCHEMA)
         store = open_store(file)
         run = submit(store, spec=JobSpec(command=("x",), tags=("t",)))
         store.close()
@@ -136,7 +137,7 @@ def test_an_older_database_is_migrated_when_it_is_opened(
         store = open_store(file)
         assert store.run(run.id) == run
         store.close()
-    assert ask(file, "SELECT version_num FROM alembic_version") == [("0002",)]
+    assert ask(file, "SELECT version_num FROM alembic_version") == [(NEWER,)]
     assert ask(file, "SELECT mood FROM runs") == [("calm",)]
     assert ask(file, "SELECT tag FROM tags") == [("t",)], (
         "the migration removed what refers to runs"
@@ -147,11 +148,11 @@ def test_a_migration_that_fails_leaves_the_database_as_it_was(
     file: Path, newer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as older:
-        older.setattr(schema, "SCHEMA", "0001")
+        older.setattr(schema, "SCHEMA", SCHEMA)
         open_store(file).close()
     before = drawn(file)
     newer.write_text(NEXT + "    raise RuntimeError('out of luck')\n")
     with pytest.raises(RuntimeError, match="out of luck"):
         open_store(file)
     assert drawn(file) == before
-    assert ask(file, "SELECT version_num FROM alembic_version") == [("0001",)]
+    assert ask(file, "SELECT version_num FROM alembic_version") == [(SCHEMA,)]

@@ -38,18 +38,17 @@ class Commands(threading.Thread):
     def __init__(
         self,
         config: dict[str, Any],
-        *,
         env: dict[str, str],
         cwd: str,
         stacks: Callable[[bool], dict[str, Any]],
     ) -> None:
         super().__init__(name="commands", daemon=True)
-        self._config, self._env, self._cwd = config, env, cwd
-        self._stacks = stacks
+        self._config, self._stacks = config, stacks
+        self.beside(env, cwd)
         self._after = 0
         self._closing = threading.Event()
         self._lock = threading.Lock()
-        self._beside: list[subprocess.Popen[bytes]] = []
+        self._running: list[subprocess.Popen[bytes]] = []
 
     def run(self) -> None:
         """The thread."""
@@ -71,21 +70,25 @@ class Commands(threading.Thread):
                 traceback.print_exc()
                 self._closing.wait(next(delays))
 
+    def beside(self, env: dict[str, str], cwd: str) -> None:
+        """The program has these from now on: an elastic group begins anew."""
+        self._env, self._cwd = env, cwd
+
     def close(self) -> None:
         """End what runs beside the program. Again: no error."""
         self._closing.set()
         with self._lock:
-            for process in self._beside:
+            for process in self._running:
                 assert process.stdin
                 process.stdin.close()
             deadline = time.monotonic() + _LEAVE
-            for process in self._beside:
+            for process in self._running:
                 while process.poll() is None and time.monotonic() < deadline:
                     time.sleep(0.01)
                 if process.poll() is None:
                     below = [p.pid for p in platform.descendants(process.pid)]
                     platform.kill([process.pid, *below])
-            self._beside.clear()
+            self._running.clear()
 
     def _step(self, control: Control) -> None:
         answer = control.call("GET", f"/commands?after={self._after}&wait={_WAIT}")
@@ -105,7 +108,7 @@ class Commands(threading.Thread):
             "cgroup": list(self._config["limits"].get("cgroup") or ()),
         }
         with self._lock:
-            self._beside = [process for process in self._beside if process.poll() is None]
+            self._running = [process for process in self._running if process.poll() is None]
             if self._closing.is_set():
                 return
             process = subprocess.Popen(
@@ -115,7 +118,7 @@ class Commands(threading.Thread):
                 close_fds=True,
             )
             platform.own(process.pid)
-            self._beside.append(process)
+            self._running.append(process)
         assert process.stdin
         process.stdin.write(json.dumps(told).encode() + b"\n")
         process.stdin.flush()

@@ -11,9 +11,11 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 
 from wherry.agent import platform, program, protocol
 from wherry.agent.attach import Terminal, TerminalGone, connect
@@ -22,7 +24,7 @@ from wherry.agent.commands import Commands
 from wherry.agent.errors import Failed
 from wherry.agent.journal import Journal
 from wherry.agent.outcome import not_started, outcome
-from wherry.agent.prepare import Preparation, Prepared
+from wherry.agent.prepare import Preparation, Prepared, meets
 from wherry.agent.sender import Sender
 from wherry.agent.supervise import Supervisor
 from wherry.agent.variables import PORTS
@@ -45,9 +47,11 @@ def main(path: str) -> int:
     lock = _take_lock(folder)
     if lock is None:
         return 0
-    Agent(config, folder).run()
+    agent = Agent(config, folder)
+    agent.run()
     os.write(lock, b" left")
-    return 0
+    # Where a machine that goes away counts ends, this one must not count as a success.
+    return 128 + signal.SIGTERM if agent.preempted else 0
 
 
 def _take_lock(folder: str) -> int | None:
@@ -71,17 +75,23 @@ class Agent:
         self._spec: dict[str, Any] = config["spec"]
         self._folder = folder
         self._wake = Wake()
-        self._wake.catch_signals()
+        self._wake.catch_signals(lambda: os.path.exists(f"{folder}/stop"))
         self._journal = Journal(folder, int(config["spool_limit"]))
         self._gone = threading.Event()  # this incarnation was replaced
         self._sender: Sender | None = None
         self._terminal: Terminal | None = None
         self._ports: Any = None
+        self._preparation: Preparation | None = None
         self._prepared: Prepared | None = None
-        self._problem: BaseException | None = None
+        self._working = False  # the program runs, or will at once
         self._commands: Commands | None = None
         self._result = ""
         self._began = time.monotonic()
+
+    @property
+    def preempted(self) -> bool:
+        """Whether the machine asked it to leave."""
+        return self._wake.why == "preempted"
 
     def run(self) -> None:
         """Everything. Returns when all is acknowledged, or this incarnation was replaced."""
@@ -90,6 +100,7 @@ class Agent:
         except Failed as failed:
             end = not_started(failed)
             self._hang_up(end)
+        self._journal.append(protocol.ENDED, json.dumps(end).encode())
         held = self._to_be_held(end)
         if self._commands and not held:
             self._commands.close()
@@ -109,16 +120,51 @@ class Agent:
     def _work(self) -> dict[str, Any]:
         """The payload of EXIT. :raises Failed: where the program was not started."""
         attached = bool(self._config["attach"])
-        if self._config["world_size"] > 1:
+        if meets(self._config):
             from wherry.agent.ranks import Ports
 
             self._ports = Ports(PORTS)
         if attached:
             self._terminal = self._attach()
         prepared = self._prepare(attached)
-        started = self._start(prepared)
-        self._start_sender()
-        return self._supervise(prepared, started)
+        while True:
+            started = self._start(prepared)
+            self._start_sender()
+            end = self._supervise(prepared, started)
+            again = self._next_round(end)
+            if again is None:
+                return end
+            prepared = again
+
+    # --- elastic groups
+    def _called(self, round: int) -> None:
+        """The group is in this round, or is to meet for it."""
+        if self._working and self._preparation and round > self._preparation.round:
+            self._wake.end("round")
+
+    def _next_round(self, end: dict[str, Any]) -> Prepared | None:
+        """
+        What to start in the next round; None where there is none: ``end`` is the end.
+
+        Whoever was called comes at once. Whose program failed says so, and waits for the control
+        plane to tell a loss of somebody else, or a failure that may be tried again, from an end.
+        """
+        assert self._preparation is not None
+        recalled = self._wake.why == "round"
+        if self._spec.get("group") != "elastic" or (self._wake.why and not recalled):
+            return None
+        if not recalled and end["state"] != "failed":
+            return None
+        self._wake.again()
+        if not recalled:
+            self._journal.append(protocol.ENDED, json.dumps(end).encode())
+        # What was said of this round has to be known before the next is asked for.
+        while self._journal.unsent and not self._wake.ended.wait(_FIRST):
+            pass
+        try:
+            return self._run_aside(self._preparation.meet)
+        except Failed:
+            return None
 
     # --- before the program
     def _attach(self) -> Terminal:
@@ -134,9 +180,8 @@ class Agent:
             ) from None
 
     def _prepare(self, attached: bool) -> Prepared:
-        """Prepare in a thread, so that a stop is heard meanwhile."""
         base = self._terminal.environment if self._terminal else dict(os.environ)
-        preparation = Preparation(
+        self._preparation = Preparation(
             self._config,
             self._journal,
             self._wake,
@@ -147,34 +192,40 @@ class Agent:
             note=self._note,
         )
         if self._config["rank"] == 0:
-            params = preparation.params()
+            params = self._preparation.params()
             self._journal.append(protocol.PARAMS, json.dumps(params).encode())
         if self._needs_others():
             self._start_sender()
+        return self._run_aside(self._preparation.run)
+
+    def _run_aside(self, action: Callable[[], Prepared]) -> Prepared:
+        """Prepare in a thread, so that a stop is heard meanwhile. :raises Failed:"""
+        done: list[Prepared | BaseException] = []
 
         def run() -> None:
             try:
-                self._prepared = preparation.run()
+                done.append(action())
             except BaseException as error:
-                self._problem = error
+                done.append(error)
             self._wake.set()
 
         threading.Thread(target=run, name="prepare", daemon=True).start()
-        while self._prepared is None and self._problem is None and not self._wake.why:
+        while not done and not self._wake.why:
             self._wake.wait()
         if self._wake.why:
             platform.kill_until_gone(lambda: [p.pid for p in platform.descendants(os.getpid())])
-            raise Failed("stopped", "told to stop before the program was started")
-        if self._problem is not None:
-            raise _as_failed(self._problem)
-        assert self._prepared is not None
-        return self._prepared
+            cause = "preempted" if self.preempted else "stopped"
+            raise Failed(cause, "told to stop before the program was started")
+        if isinstance(done[0], BaseException):
+            raise _as_failed(done[0])
+        self._prepared = done[0]
+        return done[0]
 
     def _needs_others(self) -> bool:
         """Whether the control plane is needed before the program can start."""
         built = self._spec.get("environment", {}).get("kind") == "built"
         fetches = not self._spec.get("code", {}).get("in_place") or bool(self._spec.get("call"))
-        return self._config["world_size"] > 1 or built or fetches
+        return meets(self._config) or built or fetches
 
     def _note(self, text: str) -> None:
         self._journal.say(text)
@@ -192,6 +243,7 @@ class Agent:
                 ports=self._ports.numbers if self._ports else [],
                 on_stop=lambda: self._wake.end("stopped"),
                 on_replaced=self._replaced,
+                on_round=self._called,
                 patience=0.0 if self._needs_others() else _FIRST,
             )
             self._sender.start()
@@ -231,6 +283,7 @@ class Agent:
         with contextlib.suppress(OSError), open(f"{self._folder}/child.json", "w") as file:
             json.dump(child, file)
         record = json.dumps({"pid": started.pid}).encode()
+        self._working = True
         self._journal.append(protocol.STARTED, record)
         self._began = time.monotonic()
         return started
@@ -248,11 +301,8 @@ class Agent:
             signs=lambda: capture.blocks,
             stacks=self._stacks_in_words,
         )
+        self._heed(prepared)
         watch.start()
-        self._commands = Commands(
-            self._config, env=prepared.env, cwd=prepared.cwd, stacks=self._stacks
-        )
-        self._commands.start()
         ended = Supervisor(
             started,
             capture,
@@ -260,7 +310,9 @@ class Agent:
             self._wake,
             grace=self._grace,
             timeout=self._spec.get("timeout"),
+            warn=lambda: _touch(prepared.env["WHERRY_STOPPING"]),
         ).run()
+        self._working = False
         watch.finish()
         if ended.left:
             names = ", ".join(ended.left)
@@ -270,7 +322,7 @@ class Agent:
         lines = capture.last_lines(_SHOWN)
         end = outcome(
             ended.code,
-            ended.why,
+            self._wake.why if ended.why == "round" else ended.why,
             attached=bool(self._config["attach"]),
             ran_out=watch.usage.ran_out(ended.code),
             error=watch.reports.error,
@@ -283,11 +335,18 @@ class Agent:
         self._phase("run")
         return end
 
+    def _heed(self, prepared: Prepared) -> None:
+        """Do what people ask of the program, from its first round on."""
+        self._env = prepared.env
+        if self._commands is None:
+            self._commands = Commands(self._config, prepared.env, prepared.cwd, self._stacks)
+            self._commands.start()
+        self._commands.beside(prepared.env, prepared.cwd)
+
     def _stacks(self, native: bool) -> dict[str, Any]:
         from wherry.agent.stack import stacks
 
-        assert self._prepared
-        return stacks(self._config.get("py_spy", ""), self._prepared.env, native=native)
+        return stacks(self._config.get("py_spy", ""), self._env, native=native)
 
     def _stacks_in_words(self) -> str:
         from wherry.agent.stack import in_words
@@ -335,7 +394,8 @@ class Agent:
         from wherry.agent.stall import in_words
 
         failed = str(end["message"]).partition("\n")[0]
-        event = {"kind": "held", "message": f"{failed}; held for {in_words(seconds)}"}
+        message = f"failed ({failed}); held for {in_words(seconds)}"
+        event = {"kind": "held", "message": message}
         self._journal.append(protocol.EVENT, json.dumps(event).encode())
         return True
 
@@ -350,6 +410,12 @@ class Agent:
         record = {"phase": name, "seconds": now - self._began}
         self._began = now
         self._journal.append(protocol.PHASE, json.dumps(record).encode())
+
+
+def _touch(path: str) -> None:
+    # A full disk must not keep a program from being asked to end.
+    with contextlib.suppress(OSError), open(path, "a"):
+        pass
 
 
 def _as_failed(problem: BaseException) -> Failed:

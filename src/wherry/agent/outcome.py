@@ -62,8 +62,10 @@ def outcome(
 
 def _cause(code: int, why: str, attached: bool, oom: bool, error: str) -> tuple[str, str, str]:
     """(state, cause, message)"""
-    if why == "stopped":
+    if why in ("stopped", "round"):
         return "stopped", "stopped", "told to stop"
+    if why == "preempted":
+        return "stopped", "preempted", "its machine asked it to leave (SIGTERM)"
     if why == "timeout":
         return "failed", "timeout", ""
     if oom:
@@ -86,7 +88,7 @@ def _cause(code: int, why: str, attached: bool, oom: bool, error: str) -> tuple[
 def not_started(failed: Failed) -> dict[str, Any]:
     """EXIT's payload of a program that was never started."""
     return {
-        "state": "stopped" if failed.cause == "stopped" else "failed",
+        "state": "stopped" if failed.cause in ("stopped", "preempted") else "failed",
         "exit_code": None,
         "signal": None,
         "cause": failed.cause,

@@ -26,6 +26,12 @@ if TYPE_CHECKING:  # what only annotations need would cost a tenth of the start
 _AGENT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
+def meets(config: dict[str, Any]) -> bool:
+    """Whether the rank waits for others before it starts its program."""
+    group = config["spec"].get("group", "gang")
+    return bool(group == "elastic" or (group == "gang" and config["world_size"] > 1))
+
+
 class Prepared:
     """What to start, and what to know of it afterwards."""
 
@@ -61,26 +67,32 @@ class Preparation:
         self._ports = ports
         self._note = note
         self._began = time.monotonic()
+        self.round = 0  #: of an elastic group: the one that the rank is in, or was in last
 
     def run(self) -> Prepared:
         """All phases. :raises Failed: :raises Replaced: :raises Unreachable: when told to stop."""
-        code, cwd = self._bundle()
-        payload = self._payload()
+        self._code, self._cwd = self._bundle()
+        self._payload_path = self._payload()
         self.phase("bundle")
-        python, extra = self._environment()
+        self._python, self._extra = self._environment()
         self.phase("environment")
+        return self.meet()
+
+    def meet(self) -> Prepared:
+        """The last phase, and again for each round of an elastic group. Raises as ``run``."""
         variables = self._barrier()
         self.phase("barrier")
-        env = {**self._base, **extra, **self._spec.get("env", {}), **variables}
+        env = {**self._base, **self._extra, **self._spec.get("env", {}), **variables}
         place = self._spec.get("code", {}).get("in_place")
-        env["PYTHONPATH"] = self._python_path(env, place or str(code.folder))
+        env["PYTHONPATH"] = self._python_path(env, place or str(self._code.folder))
         command = list(self._spec.get("command", ()))
-        if payload:
+        if self._payload_path:
             result = os.path.join(self._config["dir"], "result")
-            command = [python, os.path.join(_AGENT, "wherry_call.py"), payload, result]
+            call = os.path.join(_AGENT, "wherry_call.py")
+            command = [self._python, call, self._payload_path, result]
         elif command[0] in ("python", "python3"):
-            command[0] = python
-        return Prepared(command, env, cwd, code)
+            command[0] = self._python
+        return Prepared(command, env, self._cwd, self._code)
 
     def phase(self, name: str) -> None:
         """Report how long it took since the last one."""
@@ -112,7 +124,7 @@ class Preparation:
     def _payload(self) -> str:
         """The path of a function's payload; "" where the run is a command."""
         call = self._spec.get("call")
-        if not call:
+        if not call or not call.get("payload"):
             return ""
         path: str = os.path.join(self._config["dir"], "payload")
         with open(path, "wb") as file:
@@ -176,15 +188,22 @@ class Preparation:
 
     def _barrier(self) -> dict[str, str]:
         config = self._config
-        if config["world_size"] > 1:
+        peers = [{"rank": config["rank"], "address": "127.0.0.1", "ports": self._ports}]
+        if meets(config):
             from wherry.agent.ranks import meet
 
-            peers = meet(config, self._wake)
-        else:
-            peers = [{"rank": 0, "address": "127.0.0.1", "ports": self._ports}]
-        folder = config["dir"]
+            self.round, peers = meet(config, self._wake, self.round)
+        folder, report = config["dir"], "report"
+        mark = f"{config['run']}-{config['attempt']}/{config['rank']}/{config['incarnation']}"
+        if config["spec"].get("group") == "elastic":
+            # Numbers are those of the round; what the program reports in it has a file of its own.
+            numbers = [int(peer["rank"]) for peer in peers]
+            config = {**config, "rank": numbers.index(config["rank"]), "world_size": len(peers)}
+            report = f"report.{self.round}"
         found = rank_variables(config, peers)
-        found["WHERRY_REPORT"] = os.path.join(folder, "report")
+        found["WHERRY_MARK"] = mark
+        found["WHERRY_REPORT"] = os.path.join(folder, report)
+        found["WHERRY_STOPPING"] = os.path.join(folder, "stopping")
         found["WHERRY_OUTPUT_DIR"] = os.path.join(folder, "output")
         found["WHERRY_CHECKPOINT_DIR"] = config["checkpoints"]
         found["WHERRY_PARAMS"] = json.dumps(self.params())

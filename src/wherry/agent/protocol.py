@@ -20,8 +20,9 @@ STARTED  JSON ``{"pid"}``: the program runs
 RESULT   JSON ``{"digest"}``: blob with the pickled result or exception
 EXIT     JSON ``{"state", "exit_code", "signal", "cause", "message", "last_lines"}``: always the
          last. A signal: no exit code. The message may end in a line ``hint: ...``
-ENDED    as EXIT, sent as soon as the program is over, before uploads and holds
-EVENT    JSON ``{"kind", "message"}``: goes to the run's events
+ENDED    the same: the program is over; its files are still to be sent. In an elastic group another
+         STARTED may follow
+EVENT    JSON ``{"kind", "message"}``: something for the run's history
 ======== ===========================================================================================
 
 **Calls**, all below ``/agent/v1`` with ``Authorization: Bearer <token>``:
@@ -29,10 +30,13 @@ EVENT    JSON ``{"kind", "message"}``: goes to the run's events
 =================================== ================================================================
 POST /hello                         JSON ``{"protocol", "host", "address", "ports", "pid",
                                     "python"}`` → ``{"acked", "lease"}``
-GET  /peers?wait=SECONDS            → 200 ``{"peers": [{"rank", "address", "ports"}]}`` once all
-                                    have arrived; 202 ``{"missing": [ranks]}`` when ``wait`` is over
-POST /reports                       body: frames, none for a heartbeat → ``{"acked", "stop"}``.
-                                    ``stop``: the run is being stopped; treat it as SIGTERM
+GET  /peers?wait=SECONDS&round=N    → 200 ``{"round", "peers": [{"rank", "address", "ports"}]}`` in
+                                    their order, once all have arrived; 202 ``{"missing": [ranks]}``
+                                    when ``wait`` is over. ``round``: of an elastic group: the last
+                                    that this rank was in, and has left; 0 at first
+POST /reports                       body: frames, none for a heartbeat → ``{"acked", "stop",
+                                    "round"}``. ``stop``: the run is being stopped; treat it as
+                                    SIGTERM. ``round``: leave an older one and meet for this
 GET  /blobs/DIGEST                  → bytes
 POST /blobs/fetch                   JSON ``{"digests": [...]}`` → a pack, see :func:`iter_pack`
 PUT  /blobs/DIGEST                  bytes → 204
@@ -63,6 +67,7 @@ lock        the agent holds ``flock(LOCK_EX)`` on it for life: the proof that it
             the lock it writes its pid into the file; one that finds a pid there leaves at once, so
             that a rank runs once. One that leaves by itself appends " left" as its last act.
 stop        written by the back end before SIGTERM: the seconds of grace, instead of config's
+stopping    the program is being asked to end: ``wherry.stopping``
 child.json  ``{"pid", "started"}`` of the program, written right after it was started
 journal     the newest frames; a torn last frame is possible. ``journal.SEQ``: older segments, named
             by their first frame; ``agent.journal.read_folder`` reads them all, in order
@@ -105,8 +110,7 @@ if TYPE_CHECKING:  # what only annotations need would cost a tenth of the start
 
 PROTOCOL = 1
 
-LOG, METRIC, USAGE, PARAMS, FILE, PHASE, STARTED, RESULT, EXIT = range(1, 10)
-ENDED, EVENT = 10, 11
+LOG, METRIC, USAGE, PARAMS, FILE, PHASE, STARTED, RESULT, EXIT, ENDED, EVENT = range(1, 12)
 STDOUT, STDERR, SYSTEM = 1, 2, 3
 STREAMS = {STDOUT: "stdout", STDERR: "stderr", SYSTEM: "system"}
 
@@ -125,7 +129,8 @@ CONFIG = {
     "incarnation": "from 1",
     "world_size": "workers x processes",
     "processes": "ranks per worker; local rank = rank % processes",
-    "spec": "the JobSpec as JSON data",
+    "roles": "[role, index within it] of every rank; [] in a job without roles",
+    "spec": "the JobSpec as JSON data, as this rank has it",
     "dir": "this rank's own folder: config, journal, output, report file",
     "shared_dir": "the attempt's folder on this machine: the code's copy",
     "cache": "folder shared by all runs on this machine: envs, uv, trees",
@@ -185,6 +190,7 @@ VARIABLES = {
     "WHERRY_REPORT": "file to append reports to",
     "WHERRY_OUTPUT_DIR": "folder whose files are kept",
     "WHERRY_CHECKPOINT_DIR": "folder that survives attempts",
+    "WHERRY_STOPPING": "file that is there once the program is asked to end",
     "WHERRY_PARAMS": "parameters as a JSON object",
     "WHERRY_MARK": "RUN-ATTEMPT/RANK/INCARNATION: how the agent finds what its program left behind",
 }

@@ -37,12 +37,12 @@ class Ports:
             held.close()
 
 
-def meet(config: dict[str, Any], wake: Wake) -> list[dict[str, Any]]:
+def meet(config: dict[str, Any], wake: Wake, round: int = 0) -> tuple[int, list[dict[str, Any]]]:
     """
-    ``[{"rank", "address", "ports"}]`` of all ranks, once all have arrived.
+    The round and ``[{"rank", "address", "ports"}]`` of its ranks, once all have arrived.
 
-    Time in which the control plane does not answer does not count. :raises Failed: with cause
-    "barrier", naming who is missing.
+    ``round``: of an elastic group: the one that this rank has left. Time in which the control plane
+    does not answer does not count. :raises Failed: with cause "barrier", naming who is missing.
     """
     control = Control(config)
     waited, patience, missing = 0.0, float(config["barrier_timeout"]), []
@@ -51,14 +51,14 @@ def meet(config: dict[str, Any], wake: Wake) -> list[dict[str, Any]]:
         began = time.monotonic()
         try:
             ask = max(0.0, min(_ASK, patience - waited))
-            answer = control.call("GET", f"/peers?wait={ask:.3f}")
+            answer = control.call("GET", f"/peers?wait={ask:.3f}&round={round}")
         except Unreachable:
             time.sleep(next(delays))
             continue
         delays = backoff()
         if answer["status"] == 200:
             control.close()
-            return sorted(answer["peers"], key=lambda peer: int(peer["rank"]))
+            return int(answer["round"]), answer["peers"]
         missing = answer["missing"]
         waited += time.monotonic() - began
         if waited >= patience:

@@ -32,7 +32,8 @@ PACE = 0.05  #: seconds between two requests while little is written
 class Sender(threading.Thread):
     """
     ``on_stop()`` is called when the run is to stop, ``on_replaced()`` when this incarnation was
-    replaced; both may be called again. ``ports``: what this rank offers to the others.
+    replaced; both may be called again. ``on_round(number)`` is called with the round that an
+    elastic group is in or is to meet for. ``ports``: what this rank offers to the others.
     ``patience``: seconds to wait before the first call.
     """
 
@@ -44,6 +45,7 @@ class Sender(threading.Thread):
         ports: list[int],
         on_stop: Callable[[], None],
         on_replaced: Callable[[], None],
+        on_round: Callable[[int], None],
         patience: float,
     ) -> None:
         super().__init__(name="sender", daemon=True)
@@ -54,6 +56,7 @@ class Sender(threading.Thread):
         self._ports = ports
         self._on_stop = on_stop
         self._on_replaced = on_replaced
+        self._on_round = on_round
         self._hello_due = True
         self._finishing = threading.Event()
 
@@ -104,6 +107,8 @@ class Sender(threading.Thread):
         self._journal.acknowledge(int(answer["acked"]))
         if answer.get("stop"):
             self._on_stop()
+        if answer.get("round"):
+            self._on_round(int(answer["round"]))
         if len(body) < BATCH // 2 and not self._finishing.is_set():
             self._finishing.wait(PACE)
             self._journal.written.wait(self._config["heartbeat"])

@@ -37,7 +37,8 @@ class Ended:
 
     def __init__(self, status: int, why: str, left: list[str]) -> None:
         self.code = os.waitstatus_to_exitcode(status)  #: negative: the signal
-        self.why = why  #: "", "stopped", "timeout", "oom", "replaced", "gone"
+        #: "", "stopped", "preempted", "round", "timeout", "oom", "replaced", "gone", "over"
+        self.why = why
         self.left = left  #: "PID (NAME)" of processes that the program left behind
 
 
@@ -53,6 +54,7 @@ class Supervisor:
         *,
         grace: Callable[[], float],
         timeout: float | None,
+        warn: Callable[[], None] = lambda: None,
         hangs: bool = False,
     ) -> None:
         """``hangs``: the program ends with its terminal, as below a shell."""
@@ -62,6 +64,7 @@ class Supervisor:
         self._terminal = terminal
         self._wake = wake
         self._grace = grace
+        self._warn = warn  # called before the program is asked to end
         self._selector = selectors.DefaultSelector()
         self._stdin = bytearray()
         self._stdin_ends = False
@@ -150,6 +153,7 @@ class Supervisor:
             self._kill()
             return
         self._kill_at = time.monotonic() + self._grace()
+        self._warn()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._program.pid, signal.SIGHUP if self._hangs else signal.SIGTERM)
 

@@ -20,6 +20,7 @@ def rank_variables(config: dict[str, Any], peers: list[dict[str, Any]]) -> dict[
     """The variables of one rank, see ``protocol.VARIABLES``; torch's and DMLC's above one rank."""
     rank, world, local = config["rank"], config["world_size"], config["processes"]
     spec, first = config["spec"], peers[0]
+    alone = world == 1 or spec.get("group") == "pool"
     master, ports = str(first["address"]), first["ports"]
     run = {
         "WHERRY_PROTOCOL": "1",
@@ -33,7 +34,6 @@ def rank_variables(config: dict[str, Any], peers: list[dict[str, Any]]) -> dict[
         "WHERRY_MASTER_ADDR": master,
         "WHERRY_MASTER_PORT": ports[MASTER],
         "WHERRY_PEERS": ",".join(f"{_host(p['address'])}:{p['ports'][OWN]}" for p in peers),
-        "WHERRY_MARK": f"{config['run']}-{config['attempt']}/{rank}/{config['incarnation']}",
     }
     together = {
         "RANK": rank,
@@ -49,7 +49,7 @@ def rank_variables(config: dict[str, Any], peers: list[dict[str, Any]]) -> dict[
         "DMLC_TASK_ID": rank,
         "DMLC_NUM_WORKER": world,
     }
-    return {name: str(value) for name, value in {**run, **(together if world > 1 else {})}.items()}
+    return {name: str(value) for name, value in {**run, **({} if alone else together)}.items()}
 
 
 def thread_variables(threads: int) -> dict[str, str]:

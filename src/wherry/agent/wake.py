@@ -11,12 +11,14 @@ import os
 import select
 import signal
 import threading
+from collections.abc import Callable
 
 
 class Wake:
     """
     Readable once something happened. ``why``: why the program must end, "" while it need not; the
-    first reason stays. ``ended`` is set with it.
+    first reason stays, but that "round", which only calls the ranks of an elastic group together,
+    gives way to any other. ``ended`` is set with every other.
     """
 
     def __init__(self) -> None:
@@ -26,11 +28,15 @@ class Wake:
         self.why = ""
         self.ended = threading.Event()
 
-    def catch_signals(self) -> None:
-        """SIGTERM and SIGINT end the program; SIGCHLD only wakes. From the main thread alone."""
+    def catch_signals(self, told: Callable[[], bool]) -> None:
+        """
+        SIGTERM and SIGINT end the program; SIGCHLD only wakes. From the main thread alone.
+
+        A SIGTERM of which nobody was ``told`` comes from the machine: it is about to go.
+        """
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.end("stopped"))
+        signal.signal(signal.SIGTERM, lambda *_: self.end("stopped" if told() else "preempted"))
+        signal.signal(signal.SIGINT, lambda *_: self.end("stopped"))
         # Handlers and not SIG_IGN, which the program would inherit.
         for number in (signal.SIGCHLD, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
@@ -38,10 +44,16 @@ class Wake:
     def end(self, why: str) -> None:
         """The program must end. From any thread."""
         # Once only: a second signal may come while the handler of the first sets the event.
-        if not self.why:
+        if not self.why or (self.why == "round" and why != "round"):
             self.why = why
-            self.ended.set()
+            if why != "round":
+                self.ended.set()
         self.set()
+
+    def again(self) -> None:
+        """The program was ended for a new round; it may begin again."""
+        if self.why == "round":
+            self.why = ""
 
     def set(self) -> None:
         """Wake. From any thread."""

@@ -28,6 +28,7 @@ class Capability(StrEnum):
     IN_PLACE = "in-place"  # it shares this machine's files
     ATTACH = "attach"  # a terminal on this machine can be attached
     LIMITS = "limits"  # memory and CPU limits are enforced
+    REPLACE = "replace"  # one rank can be launched anew while the others run on
 
 
 class Member(Struct, frozen=True, kw_only=True):
@@ -36,6 +37,7 @@ class Member(Struct, frozen=True, kw_only=True):
     rank: int
     incarnation: int
     token: str  #: good for this incarnation's reports; never in a log, a command line or a pod spec
+    threads: int = 1  #: cores allotted to it: the value of the thread variables
 
     def __repr__(self) -> str:
         return f"Member(rank={self.rank}, incarnation={self.incarnation})"
@@ -48,7 +50,6 @@ class Request(Struct, frozen=True, kw_only=True):
     spec: JobSpec
     members: tuple[Member, ...]
     server: str  #: the control plane's URL as the agents are to call it
-    threads: int = 1  #: cores allotted to a rank: the value of the thread variables
     attach: str = ""  #: Unix socket of a waiting terminal
     grace: float = 10.0  #: seconds from SIGTERM to SIGKILL
     heartbeat: float = 2.0  #: seconds
@@ -84,6 +85,10 @@ class Backend(Protocol):
     def launch(self, plan: Plan) -> None:
         """
         Make it so. Again, for an attempt that is already there: nothing.
+
+        With ``Capability.REPLACE``: a member of a newer incarnation than the one that is there
+        takes its place, once that one is gone for good; the other members are left alone. An
+        attempt that was told to stop launches nobody.
 
         Once it has returned, the ranks outlive this object and this process.
         :raises WherryError: where it cannot be launched; then nothing of it is left.

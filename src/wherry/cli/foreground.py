@@ -335,7 +335,7 @@ class Foreground:
         if self._stopping is not None:
             self._detach(self._stopping)
             self._screen.say(f"the run is being stopped: wherry show {self._run.id}")
-        elif twice or not self._attached:
+        elif twice or all(peer.ended is not None for peer in self._peers):
             self._stop(130)
             self._screen.say(f"stopping {self._run.name}; Ctrl-C again leaves it to itself")
         else:

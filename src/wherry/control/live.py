@@ -23,7 +23,9 @@ class Live:
         self._clock = clock
         self._lock = threading.Lock()
         self._heard: dict[AttemptId, dict[int, float]] = {}
-        self._stopping: set[AttemptId] = set()
+        self._stopping: dict[AttemptId, frozenset[int]] = {}  # with those that are not told
+        self._rounds: dict[AttemptId, int] = {}
+        self._ready: dict[AttemptId, set[int]] = {}
 
     def heard(self, attempt: AttemptId, rank: int) -> None:
         """A call of this rank's agent has come in."""
@@ -36,17 +38,46 @@ class Live:
             limit = self._clock() - self.lease
             return frozenset(r for r, t in self._heard.get(attempt, {}).items() if t < limit)
 
-    def stop(self, attempt: AttemptId) -> None:
-        """From now on its agents are told to stop."""
+    def stop(self, attempt: AttemptId, keep: frozenset[int] = frozenset()) -> None:
+        """From now on its agents are told to stop, but for those of ``keep``."""
         with self._lock:
-            self._stopping.add(attempt)
+            self._stopping[attempt] = keep
 
-    def stopping(self, attempt: AttemptId) -> bool:
-        """What to answer its agents."""
-        return attempt in self._stopping
+    def stopping(self, attempt: AttemptId, rank: int) -> bool:
+        """What to answer the agent of this rank."""
+        return rank not in self._stopping.get(attempt, (rank,))
 
-    def forget(self, attempt: AttemptId) -> None:
-        """It has ended."""
+    def kept(self, attempt: AttemptId) -> frozenset[int]:
+        """The ranks that are not told, of an attempt that is being stopped."""
+        return self._stopping.get(attempt, frozenset())
+
+    def wait(self, attempt: AttemptId, rank: int) -> None:
+        """This rank has all but the others, and waits for them."""
         with self._lock:
+            self._ready.setdefault(attempt, set()).add(rank)
+
+    def ready(self, attempt: AttemptId) -> frozenset[int]:
+        """The ranks that wait for the others, or did once. After a restart all ask again."""
+        with self._lock:
+            return frozenset(self._ready.get(attempt, ()))
+
+    def recall(self, attempt: AttemptId, round: int) -> None:
+        """From now on the ranks of an elastic group are told to meet for this round."""
+        with self._lock:
+            self._rounds[attempt] = round
+
+    def round(self, attempt: AttemptId) -> int:
+        """The round that its agents are to meet for, or the one that they are in."""
+        return self._rounds.get(attempt, 0)
+
+    def forget(self, attempt: AttemptId, rank: int | None = None) -> None:
+        """It has ended; or only this incarnation of a rank has."""
+        with self._lock:
+            if rank is not None:
+                self._heard.get(attempt, {}).pop(rank, None)
+                self._ready.get(attempt, set()).discard(rank)
+                return
+            self._ready.pop(attempt, None)
             self._heard.pop(attempt, None)
-            self._stopping.discard(attempt)
+            self._rounds.pop(attempt, None)
+            self._stopping.pop(attempt, None)

@@ -16,13 +16,13 @@ import msgspec
 from wherry.control.commands import Commands
 from wherry.control.tokens import RankIdentity
 from wherry.core.api import Call, Problem, ProcessStack, RankStack, ThreadStack
+from wherry.core.decide import held
 from wherry.core.run import Attempt, AttemptId, Rank, Run
 from wherry.core.states import RANK_TERMINAL, RankState
 from wherry.errors import NotFound, NotRunning, RankUnreachable
 from wherry.store.base import Store
 
 STACK = 30.0  #: seconds for a rank to tell its stacks
-_STARTED = frozenset(RankState) - RANK_TERMINAL - {RankState.PENDING, RankState.ARRIVED}
 
 
 def choose(run: Run, attempt: Attempt | None, *, number: int | None, rank: int | None) -> Rank:
@@ -33,12 +33,13 @@ def choose(run: Run, attempt: Attempt | None, *, number: int | None, rank: int |
     """
     ranks = _ranks(run, attempt, number)
     if rank is None:
-        held = next((r for r in ranks if r.state is RankState.ENDING), None)
-        rank = held.rank if held else ranks[0].rank
+        rank = min(held(run, attempt) if attempt else (), default=ranks[0].rank)
     chosen = _rank(run, ranks, rank)
     if chosen.state in RANK_TERMINAL:
         raise NotRunning(f"rank {rank} of run {run.id} {_did(chosen.state)}", hint=_keep(run))
-    if chosen.state not in _STARTED:
+    if chosen.state is RankState.ENDING and not (run.spec.hold and chosen.cause):
+        raise NotRunning(f"the program of rank {rank} of run {run.id} is over", hint=_keep(run))
+    if chosen.state in (RankState.PENDING, RankState.ARRIVED):
         raise NotRunning(
             f"rank {rank} of run {run.id} has not started its program yet: it is {chosen.state}",
             hint=f"wherry logs -f {run.id} --stream system",

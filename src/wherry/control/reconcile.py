@@ -12,7 +12,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from wherry.agent import protocol
@@ -25,6 +25,8 @@ from wherry.core import decide as d
 from wherry.core.admission import Ledger, need, threads
 from wherry.core.job import Amount
 from wherry.core.remarks import remarks
+from wherry.core.retry import LONGEST
+from wherry.core.roster import own_spec, roster
 from wherry.core.run import Attempt, AttemptId, Event, Observation, Run
 from wherry.core.states import RUN_ACTIVE, RankState, RunState
 from wherry.errors import NotFound, WherryError
@@ -44,6 +46,8 @@ class Options:
         self.grace: float = get("grace")
         self.heartbeat: float = get("heartbeat")
         self.lease: float = get("lease")
+        self.backoff: float = get("backoff")
+        self.elastic_settle: float = get("elastic_settle")
         self.barrier_timeout: float = get("barrier_timeout")
         self.spool_limit: int = get("spool_limit")
         self.stall: float = get("stall")
@@ -75,6 +79,8 @@ class Reconciler:
         self._leaving: dict[AttemptId, tuple[str, float]] = {}  # ended: back end, deadline
         self._drained: dict[AttemptId, set[int]] = {}
         self._remarked: set[str] = set()  # runs whose ranks said something of themselves
+        self._resting: set[str] = set()  # runs whose back-off is not over
+        self._lobbies: dict[AttemptId, tuple[object, float]] = {}  # who waits, since when
 
     # --- from outside
 
@@ -98,7 +104,7 @@ class Reconciler:
 
     def changed(self, report: Report) -> None:
         """A report was committed: wake who follows, and decide where a rank moved."""
-        if report.state is not None or report.exit is not None:
+        if report.state is not None or report.ended is not None or report.exit is not None:
             self.mark(report.attempt.run)
         if report.events:
             self._remarked.add(report.attempt.run)
@@ -113,7 +119,7 @@ class Reconciler:
             self._watched[run.id] = attempt.id
             self.ledgers[run.backend].charge(run.id, self._need(run))
             if attempt.stopping:
-                self.live.stop(attempt.id)
+                self.live.stop(attempt.id, d.held(run, attempt))
             for rank in attempt.ranks:
                 if rank.state in (RankState.ARRIVED, RankState.RUNNING):
                     self.live.heard(attempt.id, rank.rank)  # its lease starts now
@@ -129,8 +135,8 @@ class Reconciler:
                     self._leaving[attempt_id] = (name, time.monotonic() + _TIDY)
 
     def enqueue(self, run: Run) -> None:
-        """Let a run wait for its turn. Again: it keeps its place."""
-        if run.state in (RunState.SUBMITTED, RunState.QUEUED):
+        """Let a run wait for its turn, once its back-off is over. Again: it keeps its place."""
+        if run.state in (RunState.SUBMITTED, RunState.QUEUED) and not self._rests(run):
             ledger = self.ledgers[run.backend]
             if Capability.QUEUES in self.backends[run.backend].capabilities or self._free(run):
                 ledger.charge(run.id, Amount())
@@ -138,23 +144,27 @@ class Reconciler:
                 ledger.wait(run.id, self._need(run), priority=run.spec.priority)
         self.mark(run.id)
 
-    def request(self, run: Run, attempt: AttemptId) -> Request:
-        """What the back end is told of an attempt."""
+    def request(self, run: Run, attempt: AttemptId, incarnations: Sequence[int] = ()) -> Request:
+        """What the back end is told of an attempt; by default, of one that is new."""
         spec = run.spec
         total = self.ledgers[run.backend].total
+        members = []
+        for place in roster(spec):
+            number = incarnations[place.rank] if incarnations else 1
+            ask = own_spec(spec, place).resources
+            members.append(
+                Member(
+                    rank=place.rank,
+                    incarnation=number,
+                    token=self.tokens.mint(RankIdentity(attempt, place.rank, number)),
+                    threads=threads(spec, ask, total, foreground=run.foreground),
+                )
+            )
         return Request(
             attempt=attempt,
             spec=spec,
-            members=tuple(
-                Member(
-                    rank=rank,
-                    incarnation=1,
-                    token=self.tokens.mint(RankIdentity(attempt, rank, 1)),
-                )
-                for rank in range(spec.world_size)
-            ),
+            members=tuple(members),
             server=self.url(),
-            threads=threads(spec, total, foreground=run.foreground),
             attach=run.attach,
             grace=self._grace(run),
             heartbeat=self.options.heartbeat,
@@ -173,6 +183,7 @@ class Reconciler:
             if time.monotonic() >= swept + _SWEEP:
                 swept = time.monotonic()
                 dirty |= self._watched.keys()
+                self._guarded(self._wake_rested)
                 self._guarded(self.tidy)
             for run_id in dirty:
                 self._guarded(self.tend, run_id)
@@ -206,6 +217,23 @@ class Reconciler:
             log.warning("%s %s: %s", step.__name__, args, error)
         except Exception:
             log.exception("%s %s", step.__name__, args)
+
+    def _rests(self, run: Run) -> bool:
+        """Whether its next attempt has to wait; a clock that was set back holds nobody up."""
+        left = run.not_before - self.clock()
+        rests = 0 < left <= LONGEST
+        if rests:
+            self._resting.add(run.id)
+        else:
+            self._resting.discard(run.id)
+        return rests
+
+    def _wake_rested(self) -> None:
+        for run_id in list(self._resting):
+            try:
+                self.enqueue(self.store.run(run_id))
+            except NotFound:
+                self._resting.discard(run_id)
 
     def _admit(self) -> None:
         for ledger in self.ledgers.values():
@@ -252,7 +280,24 @@ class Reconciler:
             admitted=self.ledgers[run.backend].holds(run_id),
             silent=silent,
             drained=drained,
+            ready=frozenset() if attempt is None else self.live.ready(attempt.id),
+            settled=attempt is not None and self._settled(attempt),
+            kept=frozenset() if attempt is None else self.live.kept(attempt.id),
+            now=self.clock(),
+            backoff=self.options.backoff,
         )
+
+    def _settled(self, attempt: Attempt) -> bool:
+        """Whether nobody has come to an elastic group, or gone, for a while."""
+        if attempt.ended is not None:
+            return False
+        ready = self.live.ready(attempt.id)
+        lobby = [(r.state, r.incarnation, r.round, r.rank in ready) for r in attempt.ranks]
+        known, since = self._lobbies.get(attempt.id, (None, 0.0))
+        if known != lobby:
+            since = time.monotonic()
+            self._lobbies[attempt.id] = lobby, since
+        return time.monotonic() - since >= self.options.elastic_settle
 
     # --- the actions
 
@@ -272,16 +317,29 @@ class Reconciler:
                 )
                 if moved:
                     self.ledgers[run.backend].release(run.id)
-            case d.TryAgain(verdict):
-                reason = f"attempt {run.attempt} was lost: {verdict.message}; trying again"
-                if self.store.move_run(run.id, RunState.QUEUED, reason=reason):
-                    self.ledgers[run.backend].release(run.id)
-                    self.enqueue(self.store.run(run.id))
+            case d.TryAgain():
+                self._try_again(run, action)
             case d.MarkRunning():
                 self.store.move_run(run.id, RunState.RUNNING, started=self.clock())
             case _ if attempt is not None:
                 self._apply_to_attempt(run, attempt.id, action)
         self.bus.publish(run.id)
+
+    def _try_again(self, run: Run, action: d.TryAgain) -> None:
+        used = run.restarts_used + action.cost
+        when = f"in {action.delay:g} s" if action.delay else "now"
+        budget = f"restart {used} of {run.spec.restarts}" if action.cost else "free of charge"
+        reason = f"attempt {run.attempt} ended: {action.verdict.message}; again {when} ({budget})"
+        moved = self.store.move_run(
+            run.id,
+            RunState.QUEUED,
+            reason=reason,
+            restarts_used=used,
+            not_before=self.clock() + action.delay,
+        )
+        if moved:
+            self.ledgers[run.backend].release(run.id)
+            self.enqueue(self.store.run(run.id))
 
     def _apply_to_attempt(self, run: Run, attempt: AttemptId, action: d.Action) -> None:
         backend = self.backends[run.backend]
@@ -291,24 +349,40 @@ class Reconciler:
             case d.Drain(rank):
                 self._drain(run, attempt, rank)
             case d.EndRank(rank, state, cause, message):
-                end = Exit(state=state, time=self.clock(), cause=cause, message=message)
+                now = self.clock()
+                end = Exit(state=state, time=now, cause=cause, message=message) if cause else None
                 self.store.move_rank(attempt, rank, state, exit=end)
                 self._note(run, "rank", f"rank {rank} {state}: {message}", attempt, rank)
-            case d.StopAttempt(why):
+            case d.Replace(rank, incarnation, cost):
+                if self.store.replace_rank(attempt, rank, incarnation, cost=cost):
+                    self.live.forget(attempt, rank)
+                    self._drained.get(attempt, set()).discard(rank)
+                    self._launch(run, attempt)
+            case d.Excuse(rank, cost):
+                number = self.store.attempt(attempt).round
+                self.store.leave_round(attempt, rank, number, cost=cost)
+            case d.FormRound(number, members):
+                self.store.form_round(attempt, number, members)
+            case d.Recall(number):
+                self.live.recall(attempt, number)
+            case d.StopAttempt(why, keep):
                 self.store.mark_stopping(attempt, why)
-                self.live.stop(attempt)
-                backend.stop(attempt, self._grace(run))
+                self.live.stop(attempt, keep)
+                if not keep:  # else each is told when it calls: a back end stops all or none
+                    backend.stop(attempt, self._grace(run))
             case d.EndAttempt():
                 self.store.end_attempt(attempt, self.clock())
                 self.live.forget(attempt)
                 self._drained.pop(attempt, None)
+                self._lobbies.pop(attempt, None)
                 self._watched.pop(run.id, None)
                 self._leaving[attempt] = (run.backend, time.monotonic() + _TIDY)
 
     def _remark(self, run: Run) -> None:
         """Say what its ranks said last of themselves: that they are stalled, or held."""
         if run.state in RUN_ACTIVE:
-            reason = remarks(run, self.store.events(run.id))
+            held = d.held(run, self.store.attempt(AttemptId(run.id, run.attempt)))
+            reason = remarks(run, self.store.events(run.id), held=held)
             self.store.set_reason(run.id, reason, event=False)
             self.bus.publish(run.id)
 
@@ -325,22 +399,24 @@ class Reconciler:
     def _launch(self, run: Run, attempt: AttemptId) -> None:
         self._watched[run.id] = attempt
         backend = self.backends[run.backend]
+        ranks = self.store.attempt(attempt).ranks
         try:
-            backend.launch(backend.plan(self.request(run, attempt)))
+            request = self.request(run, attempt, [rank.incarnation for rank in ranks])
+            backend.launch(backend.plan(request))
         except WherryError as error:
             log.warning("launch of %s: %s", attempt, error)
-            for rank in range(run.spec.world_size):
-                end = Exit(
-                    state=RankState.LOST, time=self.clock(), cause="launch", message=str(error)
-                )
-                self.store.move_rank(attempt, rank, RankState.LOST, exit=end)
+            lost = RankState.LOST
+            end = Exit(state=lost, time=self.clock(), cause="launch", message=str(error))
+            for rank in ranks:
+                if rank.state is RankState.PENDING:
+                    self.store.move_rank(attempt, rank.rank, lost, exit=end)
             self.mark(run.id)
 
     def _drain(self, run: Run, attempt: AttemptId, rank: int) -> None:
         """Store what the agent wrote to disk and never sent, its EXIT perhaps among it."""
         self._drained.setdefault(attempt, set()).add(rank)
-        identity = RankIdentity(attempt, rank, 1)
-        acked = self.store.attempt(attempt).ranks[rank].acked
+        known = self.store.attempt(attempt).ranks[rank]
+        identity, acked = RankIdentity(attempt, rank, known.incarnation), known.acked
         for data in self.backends[run.backend].logs(attempt, rank):
             fresh = b"".join(
                 protocol.frame(kind, seq, t, bytes(payload))
@@ -387,7 +463,7 @@ class Reconciler:
 
 
 #: After these the facts have changed and the next decision follows at once.
-_LOOK_AGAIN = (d.Drain, d.EndRank, d.TryAgain)
+_LOOK_AGAIN = (d.Drain, d.EndRank, d.TryAgain, d.Excuse, d.FormRound)
 
 
 def _total(capacity: Capacity | None) -> Amount:

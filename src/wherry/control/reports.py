@@ -22,8 +22,9 @@ from wherry.agent import protocol
 from wherry.control.live import Live
 from wherry.control.tokens import RankIdentity
 from wherry.core.bundle import check_digest, check_path
+from wherry.core.causes import CAUSES
 from wherry.core.job import Scalar
-from wherry.core.run import Cause, Event, File, Series
+from wherry.core.run import Event, File, Series
 from wherry.core.states import RankState
 from wherry.errors import InvalidInput
 from wherry.store.base import Chunk, ChunkKind, Exit, Report, Store
@@ -55,7 +56,6 @@ class _File(msgspec.Struct):
     modified: float = 0.0
 
 
-_CAUSES = frozenset(Cause.__args__)  # type: ignore[attr-defined]
 _ENDS = {s.value: s for s in (RankState.SUCCEEDED, RankState.FAILED, RankState.STOPPED)}
 
 
@@ -149,7 +149,10 @@ class _Builder:
             phase = msgspec.json.decode(payload, type=dict[str, str | float])
             self.phases[str(phase["phase"])] = float(phase["seconds"])
         elif kind == protocol.STARTED:
-            self.fields |= {"state": RankState.RUNNING, "started": time}
+            # In an elastic group a program may end and begin again within one request.
+            self.fields |= {"state": RankState.RUNNING, "started": time, "ended": None}
+        elif kind == protocol.ENDED:
+            self.fields["ended"] = self._exit(time, msgspec.json.decode(payload, type=_Exit))
         elif kind == protocol.EVENT:
             self._event(time, msgspec.json.decode(payload, type=_Event))
         elif kind == protocol.RESULT:
@@ -171,7 +174,7 @@ class _Builder:
         )
 
     def _exit(self, time: float, said: _Exit) -> Exit:
-        if said.state not in _ENDS or said.cause not in _CAUSES:
+        if said.state not in _ENDS or said.cause not in CAUSES:
             raise ValueError(f"no such end: {said.state!r}, {said.cause!r}")
         cause: Any = said.cause
         return Exit(

@@ -159,9 +159,10 @@ class Runs:
         backend = self.backends.get(ask.backend)
         if backend is None:
             raise NotFound(f"there is no back end {ask.backend[:80]!r}")
-        if spec.group != "gang":
+        if spec.group != "gang" and Capability.REPLACE not in backend.capabilities:
             raise CapabilityMissing(
-                f"group {spec.group!r} is not available yet", hint="leave it out: group: gang"
+                f"this back end cannot replace a single rank, as group {spec.group!r} needs",
+                hint="group: gang starts all ranks again",
             )
         if spec.code.in_place and Capability.IN_PLACE not in backend.capabilities:
             raise CapabilityMissing("this back end cannot work in a folder of yours")

@@ -17,24 +17,29 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-from wherry.core.job import Amount, JobSpec, format_bytes
+from wherry.core.job import Amount, JobSpec, Resources, format_bytes
+from wherry.core.roster import shares
 from wherry.errors import UnsatisfiableResources
 
 
 def need(spec: JobSpec, total: Amount, *, foreground: bool = False) -> Amount:
     """What the run is charged, over all its ranks."""
-    ask, ranks = spec.resources, spec.world_size
+    parts = shares(spec)
+    cpu = sum(count * ask.cpu for count, ask in parts if ask.cpu is not None)
+    quiet = sum(count for count, ask in parts if ask.cpu is None)
+    if not foreground:
+        cpu += max(0.0, min(float(quiet), total.cpu - cpu))
+    return Amount(
+        cpu=cpu,
+        memory=sum(count * (ask.memory or 0) for count, ask in parts),
+        gpu=sum(count * ask.gpu for count, ask in parts),
+    )
+
+
+def threads(spec: JobSpec, ask: Resources, total: Amount, *, foreground: bool = False) -> int:
+    """Cores allotted to a rank of ``spec`` that asks for ``ask``, at least 1."""
     if ask.cpu is not None:
-        cpu = ask.cpu * ranks
-    else:
-        cpu = 0.0 if foreground else min(float(ranks), total.cpu)
-    return Amount(cpu=cpu, memory=(ask.memory or 0) * ranks, gpu=ask.gpu * ranks)
-
-
-def threads(spec: JobSpec, total: Amount, *, foreground: bool = False) -> int:
-    """Cores allotted to each rank, at least 1."""
-    if spec.resources.cpu is not None:
-        return max(1, math.floor(spec.resources.cpu))
+        return max(1, math.floor(ask.cpu))
     if foreground:
         return max(1, int(total.cpu) // spec.world_size)
     return 1
@@ -43,7 +48,7 @@ def threads(spec: JobSpec, total: Amount, *, foreground: bool = False) -> int:
 def check(spec: JobSpec, total: Amount) -> None:
     """:raises UnsatisfiableResources: where even an empty back end has too little."""
     wanted = need(spec, total)
-    if spec.resources.cpu is not None and wanted.cpu > total.cpu:
+    if any(ask.cpu is not None for _, ask in shares(spec)) and wanted.cpu > total.cpu:
         _refuse("cores", f"{wanted.cpu:g}", f"{total.cpu:g}", spec)
     if wanted.memory > total.memory:
         _refuse("memory", format_bytes(wanted.memory), format_bytes(total.memory), spec)

@@ -63,8 +63,8 @@ def spec(data: Mapping[str, Any]) -> JobSpec:
     A JobSpec from data in a job file's form. Raises as :func:`load`, and where parts do not fit.
 
     Besides a JobSpec's own form it may have: ``command`` as one string, ``resources.memory`` as
-    "4Gi", ``timeout``, ``grace``, ``hold``, ``stall`` as "2h", numbers in ``env``, a metric as
-    only its pattern.
+    "4Gi", durations as "2h", numbers in ``env``, ``retry_on`` and ``fail_on``, a metric as only its
+    pattern, a role as only its count, and ``workers: {min: 2, max: 8}`` of an elastic group.
     """
     made: JobSpec = _convert(check(data), JobSpec, "")
     return made.check()
@@ -72,7 +72,7 @@ def spec(data: Mapping[str, Any]) -> JobSpec:
 
 def check(data: Mapping[str, Any]) -> dict[str, Any]:
     """The same in a JobSpec's own form, each value checked. Raises as :func:`load`."""
-    result = {key: _humane(key, value) for key, value in data.items()}
+    result = {key: _humane(key, value) for key, value in _sizes(data).items()}
     _convert(result, JobSpec, "")
     return result
 
@@ -103,7 +103,7 @@ def _humane(key: str, value: Any) -> Any:
             return shlex.split(value)
         except ValueError as error:
             raise InvalidSpec(f"command: {value!r}: {error}".lower()) from None
-    if key in ("timeout", "grace", "hold", "stall") and _is(value, str):
+    if key in _DURATIONS and _is(value, str):
         return _at(key, parse_seconds, value)
     if key == "resources" and isinstance(value, Mapping) and _is(value.get("memory"), str, float):
         return {**value, "memory": _at("resources.memory", parse_bytes, value["memory"])}
@@ -111,7 +111,41 @@ def _humane(key: str, value: Any) -> Any:
         return {k: str(v) if _is(v, int, float) else v for k, v in value.items()}
     if key == "metrics" and isinstance(value, Mapping):
         return {k: {"pattern": v} if isinstance(v, str) else v for k, v in value.items()}
+    if key == "roles" and isinstance(value, Mapping):
+        return {name: _role(role) for name, role in value.items()}
+    if key in ("retry_on", "fail_on", "ends_with"):
+        listed = value if isinstance(value, list | tuple) else [value]
+        return [str(one) if _is(one, int) else one for one in listed]
     return value
+
+
+_DURATIONS = frozenset({"timeout", "grace", "backoff", "hold", "stall"})
+
+
+def _role(value: Any) -> Any:
+    if _is(value, int):
+        return {"count": value}
+    if isinstance(value, Mapping):
+        return {key: _humane(key, inner) for key, inner in value.items()}
+    return value
+
+
+def _sizes(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``workers`` from ... to ... as two keys; whoever says so wants an elastic group."""
+    size = data.get("workers")
+    if not isinstance(size, Mapping):
+        return data
+    for key in size:
+        if key not in ("min", "max"):
+            raise UnknownKey(f"there is no key {_join('workers', key)!r}", hint="min and max")
+    if "max" not in size:
+        raise InvalidSpec("workers: the key 'max' is missing", hint="workers: {min: 2, max: 8}")
+    return {
+        **data,
+        "workers": size["max"],
+        "min_workers": size.get("min", 1),
+        "group": data.get("group", "elastic"),
+    }
 
 
 def _is(value: Any, *kinds: type) -> bool:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from wherry.core import retry
 from wherry.errors import InvalidSpec
 
 SPEC_VERSION = 1
@@ -103,8 +104,19 @@ class Code(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Call(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A Python function instead of a command."""
 
-    payload: str  #: SHA-256 of the blob: pickled (function or "module:qualname", args, kwargs)
+    #: SHA-256 of the blob: pickled (function or "module:qualname", args, kwargs)
+    payload: str = ""
     name: str = ""  #: the function's name, for people
+    tasks: bool = False  #: serve the tasks of ``wherry.map`` instead of one function
+
+
+class Role(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Workers of a job that do one kind of work: a chief, parameter servers, an evaluator."""
+
+    count: Annotated[int, Meta(ge=1, le=10_000)] = 1
+    command: tuple[str, ...] = ()  #: (): the job's
+    resources: Resources | None = None  #: of one rank; None: the job's
+    env: dict[str, str] = {}  #: over the job's
 
 
 class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -112,7 +124,9 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     A frozen description of work.
 
     ``command`` is an argument vector; ``python`` as its first word means the environment's own
-    interpreter. ``call`` replaces the command by a function. World size = workers × processes.
+    interpreter. ``call`` replaces the command by a function. There are workers × processes ranks
+    or, with ``roles``, as many as these have together, numbered in the order of the roles.
+    ``core.retry`` has the rules of ``retry_on`` and ``fail_on``, ``core.roster`` those of roles.
     """
 
     spec_version: int = SPEC_VERSION
@@ -122,6 +136,9 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     group: Group = "gang"
     workers: Annotated[int, Meta(ge=1, le=10_000)] = 1
     processes: Annotated[int, Meta(ge=1, le=1_000)] = 1
+    min_workers: Annotated[int, Meta(ge=1)] | None = None  #: elastic: it goes on with so few
+    roles: dict[str, Role] = {}
+    ends_with: tuple[str, ...] = ()  #: roles whose success ends the run; (): see ``core.roster``
     resources: Resources = Resources()
     environment: Environment = Environment()
     env: dict[str, str] = {}
@@ -129,6 +146,9 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     params: dict[str, Scalar] = {}
     metrics: dict[str, MetricRule] = {}
     restarts: Annotated[int, Meta(ge=0)] = 0
+    retry_on: tuple[str, ...] = ()  #: exit statuses, signals, causes to try again, beside faults
+    fail_on: tuple[str, ...] = ()  #: those that are never tried again
+    backoff: Annotated[float, Meta(ge=0)] | None = None  #: seconds before the first retry
     timeout: Annotated[float, Meta(gt=0)] | None = None  #: seconds of one attempt
     grace: Annotated[float, Meta(ge=0)] | None = None  #: seconds from SIGTERM to SIGKILL
     hold: Annotated[float, Meta(ge=0)] | None = None  #: seconds that a failed rank is kept
@@ -140,17 +160,22 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def world_size(self) -> int:
         """How many ranks the run has."""
+        if self.roles:
+            return sum(role.count for role in self.roles.values())
         return self.workers * self.processes
 
     def check(self) -> JobSpec:
         """This spec. :raises InvalidSpec: where its parts do not fit together."""
-        if not self.command and self.call is None:
+        commands = [role.command or self.command for role in self.roles.values()] or [self.command]
+        if not all(commands) and self.call is None:
             raise InvalidSpec("the job has no command", hint="command: python train.py")
-        if any("\0" in word for word in self.command):
+        if any("\0" in word for command in (self.command, *commands) for word in command):
             raise InvalidSpec("the command holds a NUL character")
-        for key, value in self.env.items():
-            if not key or "=" in key or "\0" in key + value:
-                raise InvalidSpec(f"{key!r} is not the name of an environment variable")
+        for env in (self.env, *(role.env for role in self.roles.values())):
+            for key, value in env.items():
+                if not key or "=" in key or "\0" in key + value:
+                    raise InvalidSpec(f"{key!r} is not the name of an environment variable")
+        self._check_group()
         for name, rule in self.metrics.items():
             try:
                 groups = re.compile(rule.pattern).groups
@@ -161,7 +186,40 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
                     f"metric {name!r}: {rule.pattern!r} has no group",
                     hint="put the number in parentheses: accuracy=([0-9.]+)",
                 )
+        for end in (*self.retry_on, *self.fail_on):
+            retry.check(end)
         return self
+
+    def _check_group(self) -> None:
+        """Roles and sizes. :raises InvalidSpec: where they do not fit together."""
+        elastic = self.group == "elastic"
+        if self.min_workers is not None and not elastic:
+            raise InvalidSpec(
+                f"workers from {self.min_workers} to {self.workers} need a job that can shrink",
+                hint="group: elastic",
+            )
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise InvalidSpec(f"workers: min {self.min_workers} is more than max {self.workers}")
+        if elastic and (self.processes > 1 or self.roles):
+            raise InvalidSpec(
+                "an elastic group has neither processes nor roles",
+                hint="workers: {min: 2, max: 8}; the processes of a worker are started by torchrun",
+            )
+        if self.roles and (self.workers > 1 or self.processes > 1):
+            raise InvalidSpec(
+                "a job has workers or roles, not both", hint="roles: {chief: 1, worker: 4}"
+            )
+        for name in self.roles:
+            if not re.fullmatch(r"[a-z][a-z0-9_-]{0,31}", name):
+                raise InvalidSpec(
+                    f"roles: {name!r} is not a name", hint="lower-case letters, digits and -"
+                )
+        for name in self.ends_with:
+            if name not in self.roles:
+                known = ", ".join(self.roles) or "none"
+                raise InvalidSpec(
+                    f"ends_with: there is no role {name!r}", hint=f"the job's roles: {known}"
+                )
 
 
 def with_defaults(spec: JobSpec) -> JobSpec:
@@ -171,7 +229,9 @@ def with_defaults(spec: JobSpec) -> JobSpec:
     if spec.call is not None:
         stem = spec.call.name.rpartition(":")[2].rpartition(".")[2]
     else:
-        words = [w for w in spec.command if w not in ("python", "python3", "-m")] or ["run"]
+        commands = [spec.command, *(role.command for role in spec.roles.values())]
+        command: tuple[str, ...] = next(filter(None, commands), ())
+        words = [w for w in command if w not in ("python", "python3", "-m")] or ["run"]
         stem = words[0].rpartition("/")[2].removesuffix(".py")
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in stem).strip("-_.")[:60]
     return msgspec.structs.replace(spec, name=name or "run")

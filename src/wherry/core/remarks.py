@@ -7,29 +7,33 @@ is needed, so a control plane that was restarted says the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from wherry.core.run import Event, Run
 
 STALLED, MOVING, HELD = "stalled", "moving", "held"  # kinds of events that agents send
 
 
-def remarks(run: Run, events: Iterable[Event]) -> str:
-    """The reason to show for the run's present attempt; "" where there is nothing to say."""
-    held: Event | None = None
+def remarks(run: Run, events: Iterable[Event], *, held: Collection[int] = ()) -> str:
+    """
+    The reason to show for the run's present attempt; "" where there is nothing to say.
+
+    ``held``: the ranks that are, see ``core.decide``.
+    """
+    keeps: Event | None = None
     stalled: dict[int, Event] = {}
     for event in events:
         if event.attempt != run.attempt or event.rank is None:
             continue
-        if event.kind == HELD:
-            held = held or event
+        if event.kind == HELD and event.rank in held:
+            keeps = keeps or event
         elif event.kind == STALLED:
             stalled[event.rank] = event
         elif event.kind == MOVING:
             stalled.pop(event.rank, None)
-    if held is not None:
-        # "exited with status 1; held for 30m"
-        return f"rank {held.rank} failed: {_first(held)}: {_exec(run, held.rank or 0)}"
+    if keeps is not None:
+        # "failed (exited with status 1); held for 30m"
+        return f"rank {keeps.rank} {_first(keeps)}: {_exec(run, keeps.rank or 0)}"
     if stalled:
         newest = max(stalled.values(), key=lambda event: event.time)
         who = ranks_in_words(sorted(stalled))

@@ -8,27 +8,9 @@ from typing import Literal
 
 from msgspec import Struct
 
+from wherry.core.causes import Cause
 from wherry.core.job import JobSpec
 from wherry.core.states import RUN_TERMINAL, RankState, RunState
-
-Cause = Literal[
-    "",  # ended well
-    "exit",  # the program exited with a status that is not 0
-    "signal",  # the program was killed by a signal that nobody of ours sent
-    "oom",  # the program used more memory than it was given
-    "exception",  # a function raised
-    "timeout",  # the attempt took longer than its timeout
-    "environment",  # packages or interpreter could not be made
-    "bundle",  # the code could not be fetched
-    "start",  # the program could not be started
-    "barrier",  # not all ranks arrived in time
-    "agent-lost",  # the agent died
-    "lease",  # the agent was silent for longer than its lease
-    "launch",  # the back end could not launch it
-    "stopped",  # it was told to stop
-]
-#: Faults of machines, not of people: only these are tried again within ``restarts``.
-INFRASTRUCTURE: frozenset[str] = frozenset({"agent-lost", "lease", "launch", "barrier", "bundle"})
 
 
 class AttemptId(Struct, frozen=True, order=True):
@@ -68,6 +50,7 @@ class Rank(Struct, frozen=True, kw_only=True):
     rank: int
     incarnation: int = 1
     state: RankState = RankState.PENDING
+    round: int = 0  #: of an elastic group: the last round that it has left
     address: str = ""
     ports: tuple[int, ...] = ()
     acked: int = 0  #: the last report stored
@@ -77,7 +60,7 @@ class Rank(Struct, frozen=True, kw_only=True):
     message: str = ""
     last_lines: tuple[str, ...] = ()
     started: float | None = None  #: seconds since the epoch
-    ended: float | None = None
+    ended: float | None = None  #: when its program was over
     phases: dict[str, float] = {}  #: seconds by phase: bundle, environment, barrier, run, upload
     result: str = ""  #: digest of the pickled result
 
@@ -88,7 +71,10 @@ class Attempt(Struct, frozen=True, kw_only=True):
     id: AttemptId
     created: float
     ended: float | None = None
-    stopping: str = ""  #: why it is being stopped: "user", "rank-failed", "timeout", ...; "" if not
+    stopping: str = ""  #: why it is being stopped: "user", "done", "rank 1 failed"; "" if not
+    round: int = 0  #: of an elastic group: how often its ranks have met
+    members: tuple[int, ...] = ()  #: of an elastic group: who met in that round, in its order
+    charged: int = 0  #: of an elastic group: how many restarts its losses have cost
     ranks: tuple[Rank, ...] = ()
 
 
@@ -106,6 +92,8 @@ class Run(Struct, frozen=True, kw_only=True):
     started: float | None = None
     ended: float | None = None
     attempt: int = 0  #: the number of the latest attempt; 0: none yet
+    restarts_used: int = 0  #: how many of the job's ``restarts`` are spent
+    not_before: float = 0.0  #: the next attempt waits until then, seconds since the epoch
     stop_requested: bool = False
     verdict: Verdict | None = None
     exit_code: int | None = None  #: the status to exit with: rank 0's, or the first failure's

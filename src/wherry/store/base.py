@@ -15,7 +15,8 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
-from wherry.core.run import Attempt, AttemptId, Cause, Event, File, Rank, Run, Series, Verdict
+from wherry.core.causes import Cause
+from wherry.core.run import Attempt, AttemptId, Event, File, Rank, Run, Series, Verdict
 from wherry.core.states import RankState, RunState
 
 ChunkKind = Literal["log", "metric", "usage"]
@@ -78,12 +79,13 @@ class Report(Struct, frozen=True, kw_only=True):
     state: RankState | None = None  #: RUNNING when the program started
     started: float | None = None  #: when that was; None: when the report is stored
     result: str = ""  #: digest of the pickled result
-    exit: Exit | None = None
+    ended: Exit | None = None  #: the program is over: how
+    exit: Exit | None = None  #: the rank is over; the program's end has the time of ``ended``
     events: tuple[Event, ...] = ()
 
 
 class Store(Protocol):
-    """Rows, in seven groups."""
+    """Rows, in eight groups."""
 
     # --- the store itself
     def close(self) -> None:
@@ -139,12 +141,14 @@ class Store(Protocol):
         ended: float | None = None,
         verdict: Verdict | None = None,
         exit_code: int | None = None,
+        restarts_used: int | None = None,
+        not_before: float | None = None,
     ) -> bool:
         """
         Move a run along ``states.RUN_NEXT`` and write the event, in one transaction.
 
         False where the run is not in a state before ``to``, or ``attempt`` is given and is not
-        its latest. Times and verdict that are ``None`` keep what they were.
+        its latest. What is ``None`` keeps what it was.
         """
         ...
 
@@ -222,7 +226,37 @@ class Store(Protocol):
         *,
         exit: Exit | None = None,
     ) -> bool:
-        """Move a rank along ``states.RANK_NEXT``; ``exit`` gives the fields of an end."""
+        """
+        Move a rank along ``states.RANK_NEXT``; ``exit`` gives the fields of an end. Without it,
+        what an earlier report said of the program's end stays.
+        """
+        ...
+
+    # --- ranks of pools and elastic groups
+    def replace_rank(
+        self, attempt: AttemptId, rank: int, incarnation: int, *, cost: int = 0
+    ) -> bool:
+        """
+        Give a rank the incarnation after ``incarnation``: PENDING again, with nothing acknowledged.
+
+        False where it has another one by now, has SUCCEEDED, or its attempt is being stopped or has
+        ended. ``cost`` is added to the attempt's ``charged``.
+        """
+        ...
+
+    def leave_round(
+        self, attempt: AttemptId, rank: int, round: int, *, cost: int | None = None
+    ) -> bool:
+        """
+        A rank has left ``round`` and waits for the next: ARRIVED.
+
+        With a ``cost`` its program had failed (ENDING); without, it came when it was called. False
+        where it is in neither state, has left before, or ``round`` is not the present one.
+        """
+        ...
+
+    def form_round(self, attempt: AttemptId, round: int, members: Sequence[int]) -> bool:
+        """Begin ``round``. False where it is not the next one."""
         ...
 
     # --- reports

@@ -21,7 +21,7 @@ from wherry.core.run import Attempt, AttemptId, Event, File, Rank, Run, Series, 
 from wherry.core.states import RankState, RunState
 from wherry.store.base import Chunk, ChunkKind, Exit, Report, RunFilter
 from wherry.store.engine import Database
-from wherry.store.queries import attempts, cleaning, history, records, runs
+from wherry.store.queries import attempts, cleaning, groups, history, records, runs
 from wherry.store.queries import reports as reporting
 from wherry.store.schema import SCHEMA, prepare
 
@@ -98,8 +98,17 @@ class SqlStore:
         ended: float | None = None,
         verdict: Verdict | None = None,
         exit_code: int | None = None,
+        restarts_used: int | None = None,
+        not_before: float | None = None,
     ) -> bool:
-        news = {"started": started, "ended": ended, "verdict": verdict, "exit_code": exit_code}
+        news = {
+            "started": started,
+            "ended": ended,
+            "verdict": verdict,
+            "exit_code": exit_code,
+            "restarts_used": restarts_used,
+            "not_before": not_before,
+        }
         with self._database.transaction() as connection:
             return runs.move(connection, run_id, to, attempt=attempt, reason=reason, news=news)
 
@@ -153,6 +162,23 @@ class SqlStore:
     ) -> bool:
         with self._database.transaction() as connection:
             return attempts.move(connection, attempt, rank, to, exit)
+
+    # --- ranks of pools and elastic groups
+    def replace_rank(
+        self, attempt: AttemptId, rank: int, incarnation: int, *, cost: int = 0
+    ) -> bool:
+        with self._database.transaction() as connection:
+            return groups.replace(connection, attempt, rank, incarnation, cost)
+
+    def leave_round(
+        self, attempt: AttemptId, rank: int, round: int, *, cost: int | None = None
+    ) -> bool:
+        with self._database.transaction() as connection:
+            return groups.leave(connection, attempt, rank, round, cost)
+
+    def form_round(self, attempt: AttemptId, round: int, members: Sequence[int]) -> bool:
+        with self._database.transaction() as connection:
+            return groups.form(connection, attempt, round, members)
 
     # --- reports
     def ingest(self, reports: Sequence[Report]) -> list[int | Exception]:

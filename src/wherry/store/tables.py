@@ -118,6 +118,8 @@ runs = Table(
     Column("parent", Text, nullable=False),
     Column("foreground", Boolean, nullable=False),
     Column("attach", Text, nullable=False),
+    Column("restarts_used", Integer, nullable=False, server_default="0"),
+    Column("not_before", Double, nullable=False, server_default="0"),
     Index(None, "owner", "project", "name", "ordinal"),
     Index(None, "state", "ended"),
     sqlite_autoincrement=True,
@@ -158,6 +160,9 @@ attempts = Table(
     Column("created", Double, nullable=False),
     Column("ended", Double),
     Column("stopping", Text, nullable=False),
+    Column("round", Integer, nullable=False, server_default="0"),
+    Column("charged", Integer, nullable=False, server_default="0"),
+    Column("members", Data(tuple[int, ...]), nullable=False, server_default="[]"),
 )
 Index(
     "ix_attempts_live",
@@ -187,6 +192,7 @@ ranks = Table(
     Column("ended", Double),
     Column("phases", Data(dict[str, float]), nullable=False),
     Column("result", Text, nullable=False),
+    Column("round", Integer, nullable=False, server_default="0"),
     ForeignKeyConstraint(
         ["run", "attempt"], ["attempts.run", "attempts.number"], ondelete="CASCADE"
     ),

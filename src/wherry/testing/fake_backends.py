@@ -24,7 +24,8 @@ from wherry.backends.base import (
     RankObservation,
     Request,
 )
-from wherry.core.run import AttemptId, Cause
+from wherry.core.causes import Cause
+from wherry.core.run import AttemptId
 from wherry.errors import WherryError
 
 Phase = Literal["absent", "pending", "running", "ended"]

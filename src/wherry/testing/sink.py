@@ -187,7 +187,7 @@ class AgentSink:
         peers = [
             {"rank": r, "address": t["address"], "ports": t["ports"]} for r, t in enumerate(told)
         ]
-        return 200, _json({"peers": peers})
+        return 200, _json({"round": 0, "peers": peers})
 
     def reports(self, member: Member, body: bytes) -> tuple[int, bytes]:
         """POST /reports."""
@@ -205,7 +205,8 @@ class AgentSink:
                 self.received += len(body)
                 if self.record or frames[-1].kind == protocol.EXIT:
                     self._frames[key] += frames
-        return 200, _json({"acked": acked, "stop": member.attempt in self._stopping})
+        stop = member.attempt in self._stopping
+        return 200, _json({"acked": acked, "stop": stop, "round": 0})
 
     def notify(self) -> None:
         """Wake those who wait: something was heard."""

@@ -19,22 +19,26 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from wherry.agent import journal, protocol
-from wherry.backends.base import Capability, Capacity, Observation, Plan, Request
+from wherry.backends.base import Capability, Capacity, Member, Observation, Plan, Request
 from wherry.backends.local import machine
 from wherry.backends.local.cgroups import Cgroups
 from wherry.backends.local.folder import (
     AttemptFolder,
     RankFolder,
     Record,
+    rank_name,
     write_agent,
     write_config,
 )
+from wherry.core.roster import Place, own_spec, roster, shares
 from wherry.core.run import AttemptId
 from wherry.errors import CapabilityMissing, StorageFull, Unavailable, WherryError
 
@@ -74,49 +78,49 @@ class LocalBackend:
         self._listeners: list[queue.SimpleQueue[AttemptId]] = []
         limits = self._cgroups.memory is not None and self._cgroups.cpu is not None
         self.capabilities = frozenset(
-            {Capability.IN_PLACE, Capability.ATTACH} | ({Capability.LIMITS} if limits else set())
+            {Capability.IN_PLACE, Capability.ATTACH, Capability.REPLACE}
+            | ({Capability.LIMITS} if limits else set())
         )
 
     # --- plan
     def plan(self, request: Request) -> Plan:
         """What ``launch`` would write and start, without the tokens."""
-        gpus = request.spec.resources.gpu
-        if request.spec.group == "elastic":
+        gpus = sum(count * ask.gpu for count, ask in shares(request.spec))
+        if gpus > len(machine.gpus()):
             raise CapabilityMissing(
-                "the local back end cannot replace a single rank, as group: elastic asks",
-                hint="group: gang starts all ranks again",
-            )
-        if gpus * len(request.members) > len(machine.gpus()):
-            raise CapabilityMissing(
-                f"the run asks for {gpus} GPUs for each of {len(request.members)} ranks; this "
+                f"the run asks for {gpus} GPUs over its {len(request.members)} ranks; this "
                 f"machine has {len(machine.gpus())}",
                 hint="ask for fewer with --gpu, or choose a cluster with --on",
             )
-        ranks = [
-            self._plan_rank(request, member.rank, member.incarnation) for member in request.members
-        ]
+        places = roster(request.spec)
+        roles = [[p.role, p.index] for p in places] if request.spec.roles else []
+        ranks = [self._plan_rank(request, m, places[m.rank], roles) for m in request.members]
         return Plan(request=request, body={"backend": "local", "ranks": ranks})
 
-    def _plan_rank(self, request: Request, rank: int, incarnation: int) -> dict[str, Any]:
-        spec, attempt = request.spec, request.attempt
+    def _plan_rank(
+        self, request: Request, member: Member, place: Place, roles: list[list[Any]]
+    ) -> dict[str, Any]:
+        spec, attempt = own_spec(request.spec, place), request.attempt
         shared = self._attempts / str(attempt)
-        folder = shared / str(rank)
+        name = rank_name(member.rank, member.incarnation)
+        folder = shared / name
         config = {
             "protocol": protocol.PROTOCOL,
             "server": request.server,
             "server_file": self._server_file,
             "run": attempt.run,
             "attempt": attempt.number,
-            "rank": rank,
-            "incarnation": incarnation,
+            "rank": member.rank,
+            "incarnation": member.incarnation,
             "world_size": spec.world_size,
             "processes": spec.processes,
+            "roles": roles,
             "spec": msgspec.json.decode(msgspec.json.encode(spec)),
             "dir": str(folder),
             "shared_dir": str(shared),
             "cache": str(self._home / "cache"),
             "checkpoints": str(self._home / "checkpoints" / attempt.run),
-            "threads": request.threads,
+            "threads": member.threads,
             "attach": request.attach,
             "uv": self._uv,
             "py_spy": self._py_spy,
@@ -129,7 +133,7 @@ class LocalBackend:
             "limits": {
                 "memory": spec.resources.memory,
                 "cgroup": self._cgroups.folders(
-                    f"{attempt}.{rank}", memory=spec.resources.memory, cpu=spec.resources.cpu
+                    f"{attempt}.{name}", memory=spec.resources.memory, cpu=spec.resources.cpu
                 ),
             },
         }
@@ -137,7 +141,7 @@ class LocalBackend:
         # packages, and starts twice as fast without. utf8: names and arguments are bytes to us.
         command = [self._python, "-I", "-S", "-X", "utf8", str(self._agent)]
         return {
-            "rank": rank,
+            "rank": member.rank,
             "command": [*command, str(folder / "config.json")],
             "gpus": spec.resources.gpu,
             "config": config,
@@ -171,12 +175,18 @@ class LocalBackend:
                 )
         if folder.deadline is not None:
             return
-        tokens = {m.rank: m.token for m in request.members}
+        newer = {m.rank: m for m in request.members}
         bodies = {body["rank"]: body for body in plan.body["ranks"]}
         for rank in folder.ranks():
-            number = rank.record.rank
-            if not rank.spawned and number in bodies:
-                self._launch_rank(rank, bodies[number], tokens[number], request)
+            member = newer.get(rank.record.rank)
+            if member is None or member.incarnation < rank.record.incarnation:
+                continue
+            if member.incarnation > rank.record.incarnation:
+                record = replace(rank.record, incarnation=member.incarnation)
+                folder.replace(record)
+                rank = RankFolder(folder.path, record, folder.attempt)
+            if not rank.spawned:
+                self._launch_rank(rank, bodies[member.rank], member.token, request)
 
     def _launch_rank(
         self, rank: RankFolder, body: dict[str, Any], token: str, request: Request
@@ -190,9 +200,11 @@ class LocalBackend:
             config["spec"] = {**config["spec"], "env": env}
         rank.path.mkdir(mode=0o700, exist_ok=True)
         write_config(rank.path / "config.json", config)
-        resources = request.spec.resources
+        resources = config["spec"].get("resources", {})
         self._cgroups.make(
-            f"{request.attempt}.{rank.record.rank}", memory=resources.memory, cpu=resources.cpu
+            f"{request.attempt}.{rank.path.name}",
+            memory=resources.get("memory"),
+            cpu=resources.get("cpu"),
         )
         with open(rank.path / "agent.log", "ab") as log:
             # Without preexec_fn this is a vfork: its cost does not grow with the control plane.
@@ -216,8 +228,8 @@ class LocalBackend:
     @contextlib.contextmanager
     def _allot(self, plan: Plan) -> Iterator[dict[int, tuple[str, ...]]]:
         """GPUs by rank, distinct from those of every live attempt; written before this ends."""
-        count = plan.request.spec.resources.gpu
-        if not count:
+        wanted = {body["rank"]: int(body["gpus"]) for body in plan.body["ranks"] if body["gpus"]}
+        if not wanted:
             yield {}
             return
         fd = os.open(self._attempts, os.O_RDONLY | os.O_DIRECTORY)
@@ -225,13 +237,13 @@ class LocalBackend:
             fcntl.flock(fd, fcntl.LOCK_EX)
             busy = self._busy_gpus()
             free = [gpu for gpu in machine.gpus() if gpu not in busy]
-            members = plan.request.members
-            if len(free) < count * len(members):
+            if len(free) < sum(wanted.values()):
                 raise Unavailable(
-                    f"{plan.request.attempt} needs {count * len(members)} GPUs; "
+                    f"{plan.request.attempt} needs {sum(wanted.values())} GPUs; "
                     f"{len(free)} of {len(machine.gpus())} are free"
                 )
-            yield {m.rank: tuple(free[n * count : (n + 1) * count]) for n, m in enumerate(members)}
+            take = iter(free)
+            yield {rank: tuple(islice(take, count)) for rank, count in wanted.items()}
         finally:
             os.close(fd)
 
@@ -292,7 +304,9 @@ class LocalBackend:
 
     def logs(self, attempt: AttemptId, rank: int) -> Iterator[bytes]:
         """The journal's frames."""
-        yield from journal.read_folder(self._folder(attempt).path / str(rank))
+        for found in self._folder(attempt).ranks():
+            if found.record.rank == rank:
+                yield from journal.read_folder(found.path)
 
     # --- end
     def stop(self, attempt: AttemptId, grace: float) -> None:

@@ -48,7 +48,8 @@ class RankFolder:
     """One rank's folder."""
 
     def __init__(self, path: Path, record: Record, attempt: AttemptId) -> None:
-        self.path = path
+        #: of the first incarnation RANK, of a later one RANK.INCARNATION
+        self.path = path / rank_name(record.rank, record.incarnation)
         self.record = record
         self.mark = f"{attempt}/{record.rank}/{record.incarnation}"
 
@@ -231,11 +232,21 @@ class AttemptFolder:
             )
         except FileNotFoundError:
             return []
-        return [RankFolder(self.path / str(r.rank), r, self.attempt) for r in records]
+        return [RankFolder(self.path, r, self.attempt) for r in records]
 
     def record(self, records: Sequence[Record]) -> None:
         """Write ``attempt.json``."""
         _write(self.path / "attempt.json", msgspec.json.encode(records))
+
+    def replace(self, record: Record) -> None:
+        """Put an incarnation in place of the one before, which is killed and removed."""
+        ranks = self.ranks()
+        for old in ranks:
+            if old.record.rank == record.rank:
+                old.kill()
+                cgroups.remove(old.cgroups())
+                shutil.rmtree(old.path, ignore_errors=True)
+        self.record([record if r.record.rank == record.rank else r.record for r in ranks])
 
     @property
     def deadline(self) -> float | None:
@@ -269,6 +280,11 @@ class AttemptFolder:
                 return
             for inner, _, _ in os.walk(self.path):
                 os.chmod(inner, 0o700)
+
+
+def rank_name(rank: int, incarnation: int) -> str:
+    """What the folder of a rank is called."""
+    return str(rank) if incarnation == 1 else f"{rank}.{incarnation}"
 
 
 def write_config(path: Path, config: dict[str, Any]) -> None:

@@ -22,9 +22,11 @@ from wherry.blobs.base import Blobs
 from wherry.control.channels import outgoing
 from wherry.control.reports import parse
 from wherry.control.tokens import RankIdentity
+from wherry.core import elastic
 from wherry.core.api import Digests
 from wherry.core.bundle import check_digest
-from wherry.core.states import RANK_TERMINAL
+from wherry.core.run import Attempt, Rank
+from wherry.core.states import RANK_TERMINAL, RankState
 from wherry.errors import Forbidden, StaleToken
 from wherry.server.routes.look import fill
 from wherry.server.services import Services, Wired
@@ -74,25 +76,60 @@ async def peers(
     request: Request[Any, Any, Any],
     services: Wired,
     wait: Annotated[float, QueryParameter(ge=0, le=60)] = 20.0,
+    round: Annotated[int, QueryParameter(ge=0)] = 0,
 ) -> Response[dict[str, Any]]:
-    """Every rank's address once all have arrived; until then, after ``wait``, who is missing."""
+    """
+    Every rank's address once all have arrived; until then, after ``wait``, who is missing.
+
+    In an elastic group: those of the round after ``round``, which this rank has left.
+    """
     who = _who(request)
+    rounds = await asyncio.to_thread(_ask, services, who, round)
     deadline = asyncio.get_running_loop().time() + wait
     while True:
         version = services.bus.version(who.attempt.run)
         attempt = await asyncio.to_thread(services.store.attempt, who.attempt)
         services.live.heard(who.attempt, who.rank)
-        missing = [r.rank for r in attempt.ranks if not r.address]
-        if not missing:
-            found = [
-                {"rank": r.rank, "address": r.address, "ports": list(r.ports)}
-                for r in attempt.ranks
-            ]
-            return Response({"peers": found})
+        ready = services.live.ready(who.attempt)
+        if met := _met(attempt, who) if rounds else _all(attempt, ready):
+            found = [{"rank": r.rank, "address": r.address, "ports": list(r.ports)} for r in met]
+            return Response({"round": attempt.round, "peers": found})
         left = deadline - asyncio.get_running_loop().time()
-        if left <= 0 or services.live.stopping(who.attempt) or services.bus.closed:
+        if left <= 0 or services.live.stopping(who.attempt, who.rank) or services.bus.closed:
+            missing = [r.rank for r in attempt.ranks if not _there(r, ready)]
             return Response({"missing": missing}, status_code=HTTP_202_ACCEPTED)
         await services.bus.wait(who.attempt.run, version, timeout=left)
+
+
+def _ask(services: Services, who: RankIdentity, round: int) -> bool:
+    """Note that the rank is ready to meet the others; whether its group has rounds."""
+    _still_current(services, who)
+    run = who.attempt.run
+    rounds = services.store.run(run).spec.group == "elastic"
+    if rounds and round:
+        services.store.leave_round(who.attempt, who.rank, round)
+    services.live.wait(who.attempt, who.rank)
+    services.bus.publish(run)
+    if rounds:
+        services.reconciler.mark(run)
+    return rounds
+
+
+def _there(rank: Rank, ready: frozenset[int]) -> bool:
+    """Whether it has everything but the others."""
+    asks = rank.rank in ready or rank.state not in (RankState.PENDING, RankState.ARRIVED)
+    return asks and bool(rank.address)
+
+
+def _all(attempt: Attempt, ready: frozenset[int]) -> list[Rank]:
+    return list(attempt.ranks) if all(_there(r, ready) for r in attempt.ranks) else []
+
+
+def _met(attempt: Attempt, who: RankIdentity) -> list[Rank]:
+    """Those whom the rank has met in the present round."""
+    if who.rank not in elastic.inside(attempt):
+        return []
+    return [attempt.ranks[n] for n in attempt.members]
 
 
 @post("/reports", status_code=HTTP_200_OK, request_max_body_size=_MAX_REPORT)
@@ -109,7 +146,11 @@ async def reports(request: Request[Any, Any, Any], services: Wired) -> dict[str,
     else:
         acked = await services.ingest.add(report)
     services.live.heard(who.attempt, who.rank)
-    return {"acked": acked, "stop": services.live.stopping(who.attempt)}
+    return {
+        "acked": acked,
+        "stop": services.live.stopping(who.attempt, who.rank),
+        "round": services.live.round(who.attempt),
+    }
 
 
 def _still_current(services: Services, who: RankIdentity) -> int:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, insert, select, update
+from sqlalchemy import Connection, Row, Select, func, insert, select, update
 
 from wherry.core.run import Attempt, AttemptId, Event, Rank
 from wherry.core.states import RANK_TERMINAL, RankState, RunState, rank_sources, run_sources
@@ -89,6 +89,9 @@ def _load(connection: Connection, which: Select[Any]) -> list[Attempt]:
             created=row.created,
             ended=row.ended,
             stopping=row.stopping,
+            round=row.round,
+            members=row.members,
+            charged=row.charged,
             ranks=grouped.get((row.run, row.number), ()),
         )
         for row in found
@@ -186,7 +189,8 @@ def move(
     if exit is not None:
         values |= ending(exit)
     elif to in RANK_TERMINAL:
-        values["ended"] = time.time()
+        # Where its program's end was reported, that is when it was.
+        values["ended"] = func.coalesce(ranks.c.ended, time.time())
     elif to is RankState.RUNNING:
         values["started"] = time.time()
     statement = update(ranks).where(

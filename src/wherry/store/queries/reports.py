@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from sqlalchemy import Connection, Table, and_, bindparam, case, insert, or_, select, tuple_, update
 
 from wherry.core.run import Rank
-from wherry.core.states import RANK_NEXT
+from wherry.core.states import RANK_NEXT, RankState
 from wherry.errors import Conflict, InvalidInput, WherryError
 from wherry.store.base import Report
 from wherry.store.engine import Upsert, upsert
@@ -48,6 +48,7 @@ class Prepared(Struct, frozen=True):
 
     report: Report
     phases: dict[str, float]
+    over: dict[str, Any]  #: the fields of its rank that its program's end sets
     end: dict[str, Any]  #: the fields of its rank that an exit sets
     chunks: list[dict[str, Any]]
     series: list[dict[str, Any]]
@@ -69,6 +70,7 @@ def prepare(report: Report) -> Prepared | WherryError:
         return Prepared(
             report=report,
             phases=fit({k: v for k, v in report.phases.items() if math.isfinite(v)}),
+            over=fit_row(members.ending(report.ended)) if report.ended else {},
             end=fit_row(members.ending(report.exit)) if report.exit else {},
             chunks=[own | chunk_row(chunk) for chunk in report.chunks],
             series=[own | series_row(part) for part in report.series],
@@ -150,8 +152,12 @@ def _after(rank: Rank, one: Prepared) -> Rank:
     if report.state is not None and report.state in RANK_NEXT[rank.state]:
         started = time.time() if report.started is None else report.started
         rank = replace(rank, state=report.state, started=started)
+    if report.ended is not None and RankState.ENDING in RANK_NEXT[rank.state]:
+        rank = replace(rank, state=RankState.ENDING, **one.over)
     if report.exit is not None and report.exit.state in RANK_NEXT[rank.state]:
+        over = rank.ended if rank.state is RankState.ENDING else None
         rank = replace(rank, state=report.exit.state, **one.end)
+        rank = rank if over is None else replace(rank, ended=over)
     return rank
 
 
