@@ -94,9 +94,10 @@ class Screen:
 
 
 @contextlib.contextmanager
-def control_plane(folder: Path) -> Iterator[Path]:
-    """The home of a control plane of its own; every run is stopped at the end."""
+def control_plane(folder: Path, **values: str) -> Iterator[Path]:
+    """The home of a control plane with these settings; every run is stopped at the end."""
     shell = Shell(folder, folder / "home")
+    shell.env |= {f"WHERRY_{name.upper()}": value for name, value in values.items()}
     up = shell("up", "--json")
     assert up.returncode == 0, up.stderr
     yield folder / "home"

@@ -41,20 +41,16 @@ class Waiting:
     def __init__(self, shell: Shell, *options: str) -> None:
         self.shell, self.gate = shell, shell.folder / "gate"
         shell.write("waits.py", WAITS)
-        words = ("run", "--detach", "--workers", "2", "--cpu", "0.4", *options)
+        words = ("run", "--detach", "--workers", "2", "--cpu", "0.45", *options)
         started = shell(*words, "waits.py", str(self.gate))
         assert started.returncode == 0, started.stderr
         self.id = started.stdout.decode().strip()
+        self.client = sdk.connect()
         eventually(lambda: self.state() == "running", within=DEADLINE)
 
     def state(self) -> str:
         """Where it is."""
-        return str(self.show()["state"])
-
-    def show(self) -> dict[str, object]:
-        """All that is known."""
-        found: dict[str, object] = self.shell.json("show", self.id)
-        return found
+        return self.client.run(self.id).run.state
 
     def exec(self, *words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         """Run something beside it."""
@@ -70,7 +66,11 @@ class Waiting:
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    with control_plane(tmp_path_factory.mktemp("plane")) as home:
+    with (
+        control_plane(tmp_path_factory.mktemp("plane"), heartbeat="0.2") as home,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("WHERRY_HOME", str(home))
         yield Shell(tmp_path_factory.mktemp("project"), home)
 
 
@@ -86,11 +86,9 @@ def own(shell: Shell, tmp_path: Path) -> Shell:
 
 
 @pytest.fixture
-def handle(waiting: Waiting, monkeypatch: pytest.MonkeyPatch) -> Run:
+def handle(waiting: Waiting) -> Run:
     """The run in Python."""
-    monkeypatch.setenv("WHERRY_HOME", waiting.shell.env["WHERRY_HOME"])
-    client = sdk.connect()
-    return Run(client, client.run(waiting.id).run)
+    return Run(waiting.client, waiting.client.run(waiting.id).run)
 
 
 # --- exec
@@ -193,6 +191,7 @@ def test_exec_survives_no_control_plane_and_comes_back_with_it(own: Shell) -> No
     eventually(lambda: not alive(pid))
     assert run.exec("--", "echo", "again").stdout == b"again\n"
     assert run.state() == "running"
+    run.gate.touch()
 
 
 # --- stack
@@ -230,22 +229,24 @@ def test_a_stalled_run_is_flagged_with_its_stacks_until_it_moves_again(own: Shel
         "while True: print('moves', flush=True); time.sleep(0.1)\n",
     )
     gate = own.folder / "gate"
-    words = ("run", "--detach", "--cpu", "0.4", "--stall", "1s", "moves.py", str(gate))
+    words = ("run", "--detach", "--cpu", "0.45", "--stall", "1s", "moves.py", str(gate))
     ref = own(*words).stdout.decode().strip()
 
+    client = sdk.connect()
+
     def why() -> str:
-        return str(own.json("show", ref)["reason"])
+        return client.run(ref).run.reason
 
     eventually(lambda: why() != "", within=DEADLINE)
     assert why() == f"rank 0 shows no output, metric or CPU for 1 s: wherry stack {ref}"
     assert why().encode() in own("ps").stdout
     gate.touch()
     eventually(lambda: why() == "", within=DEADLINE)
-    run = own.json("show", ref)
-    told = [event for event in run["events"] if event["kind"] in ("stalled", "moving")]
-    assert [event["kind"] for event in told[-2:]] == ["stalled", "moving"]
-    assert "    stuck (" in told[0]["message"]
-    assert run["state"] == "running"
+    shown = client.run(ref)
+    told = [event for event in shown.events if event.kind in ("stalled", "moving")]
+    assert [event.kind for event in told[-2:]] == ["stalled", "moving"]
+    assert "    stuck (" in told[0].message
+    assert shown.run.state == "running"
     own("stop", ref, "--grace", "0s")
 
 
@@ -271,32 +272,38 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("end", ["stop", "time"])
+@pytest.mark.parametrize("end", ["stop", pytest.param("time", marks=pytest.mark.slow)])
 def test_a_failed_rank_is_held_alone_to_be_looked_into_and_fails_all_the_same(
     own: Shell, end: str
 ) -> None:
     own.write("fails.py", FAILS)
-    hold = "1h" if end == "stop" else "3s"
-    words = ("run", "--detach", "--workers", "2", "--cpu", "0.4", "--hold-on-failure", hold)
+    hold = "1h" if end == "stop" else "2s"
+    words = ("run", "--detach", "--workers", "2", "--cpu", "0.45", "--hold-on-failure", hold)
     ref = own(*words, "fails.py").stdout.decode().strip()
 
-    def ranks() -> dict[int, str]:
-        shown = own.json("show", ref)["attempts"]
-        return {rank["rank"]: rank["state"] for rank in shown[-1]["ranks"]} if shown else {}
+    client = sdk.connect()
 
-    eventually(lambda: ranks() == {0: "stopped", 1: "ending"}, within=DEADLINE)
-    shown = own.json("show", ref)
-    said = "1h" if end == "stop" else "3 s"
-    assert shown["state"] == "running"
-    assert shown["reason"] == (
+    def ranks() -> list[str]:
+        attempts = client.run(ref).attempts
+        return [rank.state for rank in attempts[-1].ranks] if attempts else []
+
+    try:
+        eventually(lambda: ranks() == ["stopped", "ending"], within=15)
+    except AssertionError:
+        print(own("show", ref).stdout.decode(), own("ps").stdout.decode())
+        raise
+    run = client.run(ref).run
+    said = "1h" if end == "stop" else "2 s"
+    assert run.state == "running"
+    assert run.reason == (
         f"rank 1 failed (exited with status 1); held for {said}: wherry exec {ref} --rank 1 -- bash"
     )
     if end == "stop":
         looked = own("exec", ref, "--", "sh", "-c", "cat evidence; echo $WHERRY_RANK")
         assert looked.stdout == b"of rank 11\n", looked.stderr
         own("stop", ref)
-    eventually(lambda: own.json("show", ref)["state"] == "failed", within=DEADLINE)
-    verdict = own.json("show", ref)["verdict"]
-    assert (verdict["rank"], verdict["cause"], verdict["exit_code"]) == (1, "exit", 1)
-    assert verdict["last_lines"] == ["no data"]
+    run = client.wait(ref, DEADLINE)
+    assert run.state == "failed" and run.verdict is not None
+    assert (run.verdict.rank, run.verdict.cause, run.verdict.exit_code) == (1, "exit", 1)
+    assert run.verdict.last_lines == ("no data",)
     assert own("exec", ref, "--", "true").returncode == 4
