@@ -247,7 +247,7 @@ def test_a_stalled_run_is_flagged_with_its_stacks_until_it_moves_again(own: Shel
     assert [event.kind for event in told[-2:]] == ["stalled", "moving"]
     assert "    stuck (" in told[0].message
     assert shown.run.state == "running"
-    own("stop", ref, "--grace", "0s")
+    assert own("stop", ref, "--grace", "0s", "--wait").returncode == 0
 
 
 def test_a_terminal_that_is_closed_ends_what_ran_in_it(waiting: Waiting) -> None:
@@ -272,38 +272,44 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("end", ["stop", pytest.param("time", marks=pytest.mark.slow)])
-def test_a_failed_rank_is_held_alone_to_be_looked_into_and_fails_all_the_same(
-    own: Shell, end: str
-) -> None:
+def hold(own: Shell, seconds: str) -> str:
+    """A run of two ranks, one of which fails."""
     own.write("fails.py", FAILS)
-    hold = "1h" if end == "stop" else "2s"
-    words = ("run", "--detach", "--workers", "2", "--cpu", "0.45", "--hold-on-failure", hold)
-    ref = own(*words, "fails.py").stdout.decode().strip()
+    words = ("run", "--detach", "--workers", "2", "--cpu", "0.45", "--hold-on-failure", seconds)
+    return own(*words, "fails.py").stdout.decode().strip()
 
-    client = sdk.connect()
 
-    def ranks() -> list[str]:
-        attempts = client.run(ref).attempts
-        return [rank.state for rank in attempts[-1].ranks] if attempts else []
-
-    try:
-        eventually(lambda: ranks() == ["stopped", "ending"], within=15)
-    except AssertionError:
-        print(own("show", ref).stdout.decode(), own("ps").stdout.decode())
-        raise
-    run = client.run(ref).run
-    said = "1h" if end == "stop" else "2 s"
-    assert run.state == "running"
-    assert run.reason == (
-        f"rank 1 failed (exited with status 1); held for {said}: wherry exec {ref} --rank 1 -- bash"
-    )
-    if end == "stop":
-        looked = own("exec", ref, "--", "sh", "-c", "cat evidence; echo $WHERRY_RANK")
-        assert looked.stdout == b"of rank 11\n", looked.stderr
-        own("stop", ref)
-    run = client.wait(ref, DEADLINE)
+def failure_of_rank_1(ref: str) -> None:
+    """Wait for the end of the run: it must be this."""
+    run = sdk.connect().wait(ref, DEADLINE)
     assert run.state == "failed" and run.verdict is not None
     assert (run.verdict.rank, run.verdict.cause, run.verdict.exit_code) == (1, "exit", 1)
     assert run.verdict.last_lines == ("no data",)
+
+
+def test_a_failed_rank_is_held_alone_to_be_looked_into_and_fails_all_the_same(own: Shell) -> None:
+    ref = hold(own, "1h")
+    client = sdk.connect()
+
+    def alone() -> bool:
+        attempts = client.run(ref).attempts
+        return bool(attempts) and [r.state for r in attempts[-1].ranks] == ["stopped", "ending"]
+
+    try:
+        eventually(alone, within=DEADLINE)
+    except AssertionError:
+        pytest.fail((own("show", ref).stdout + own("ps").stdout).decode())
+    run = client.run(ref).run
+    said = "rank 1 failed (exited with status 1); held for 1h"
+    assert run.state == "running"
+    assert run.reason == f"{said}: wherry exec {ref} --rank 1 -- bash"
+    looked = own("exec", ref, "--", "sh", "-c", "cat evidence; echo $WHERRY_RANK")
+    assert looked.stdout == b"of rank 11\n", looked.stderr
+    own("stop", ref)
+    failure_of_rank_1(ref)
     assert own("exec", ref, "--", "true").returncode == 4
+
+
+@pytest.mark.slow
+def test_a_rank_is_held_no_longer_than_was_said(own: Shell) -> None:
+    failure_of_rank_1(hold(own, "1s"))

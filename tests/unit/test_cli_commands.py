@@ -168,7 +168,8 @@ def call(client: FakeClient, capfd: pytest.CaptureFixture[str]) -> Call:
 #: Each command with arguments that print data.
 DATA: dict[str, tuple[str, ...]] = {
     "ps": (), "show": ("r1",), "logs": ("r1",), "metrics": ("r1",), "files": ("r1",),
-    "get": ("r1",), "stop": ("r1",), "retry": ("r1",), "rm": ("r1",), "stack": ("r1",), "up": (), "down": (),
+    "get": ("r1",), "stop": ("r1",), "retry": ("r1",), "rm": ("r1",), "stack": ("r1",),
+    "up": (), "down": (),
     "status": (), "prune": (), "backup": ("b.tar",), "version": (), "context list": (),
     "context add": ("there", "http://there:1"), "context use": ("local",),
     "context check": ("local",),

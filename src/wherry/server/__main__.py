@@ -90,12 +90,12 @@ def serve(home: Path) -> None:
     # uvicorn raises the signal again when it has served; then this one ends the process.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        asyncio.run(_answer(_Server(config, plane.leave), listener, announce))
+        asyncio.run(_answer(Server(config, plane.leave), listener, announce))
     finally:
         (home / "server.json").unlink(missing_ok=True)
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """Ends the long answers before it waits for the end of all."""
 
     def __init__(self, config: uvicorn.Config, leave: Callable[[], None]) -> None:
