@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from wherry.core.job import (
     JobSpec,
     MetricRule,
     Resources,
+    Role,
 )
 from wherry.errors import InvalidSpec, UnknownKey
 
@@ -194,6 +196,44 @@ def test_what_is_nested_too_deeply_is_refused(text: str, format: files.Format) -
 def test_a_job_file_that_is_too_long_is_refused() -> None:
     with pytest.raises(InvalidSpec, match="at most"):
         spec("# " + "x" * files.MAX_TEXT)
+
+
+def test_people_may_write_groups_in_short() -> None:
+    job = spec(
+        "command: python train.py\n"
+        "roles: {chief: 1, ps: {count: 2, command: python ps.py, resources: {memory: 2Gi}}}\n"
+        "ends_with: chief\n"
+        "retry_on: [75, SIGSEGV]\n"
+        "fail_on: 3\n"
+        "backoff: 1m\n",
+    )
+    assert job.roles == {
+        "chief": Role(),
+        "ps": Role(count=2, command=("python", "ps.py"), resources=Resources(memory=2 * 2**30)),
+    }
+    assert (job.ends_with, job.retry_on, job.fail_on) == (("chief",), ("75", "SIGSEGV"), ("3",))
+    assert job.backoff == 60.0 and job.world_size == 3
+
+
+def test_sizes_from_to_make_an_elastic_group() -> None:
+    job = spec("command: x\nworkers: {min: 2, max: 8}\n")
+    assert (job.group, job.min_workers, job.workers) == ("elastic", 2, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("workers: {mni: 2, max: 8}", "workers.mni"),
+        ("workers: {min: 2}", "'max' is missing"),
+        ("roles: {ps: {cuont: 2}}", "roles.ps.cuont"),
+        ("roles: {ps: two}", "roles.ps"),
+        ("retry_on: [sigsegv]", "sigsegv"),
+    ],
+)
+def test_a_mistake_in_a_group_is_named_with_its_path(text: str, word: str) -> None:
+    with pytest.raises(InvalidSpec, match=re.escape(word)) as refused:
+        spec(f"command: x\n{text}\n")
+    assert refused.value.hint or "expected" in refused.value.message
 
 
 def test_tables_are_merged_key_by_key_and_lists_replaced() -> None:

@@ -65,7 +65,7 @@ def until_module(args: Sequence[str], params: Sequence[click.Parameter]) -> list
 @click.argument("words", metavar="SCRIPT [ARGS]...", nargs=-1, type=click.UNPROCESSED)
 @click.option("--detach", "-d", is_flag=True, help="Print the run's id and leave; it goes on.")
 @click.option("--dry-run", is_flag=True, help="Only show what would run.")
-@click.option("--workers", "-w", type=int, help="How many at once.")
+@click.option("--workers", "-w", metavar="N", help="How many at once; 2:8 for an elastic group.")
 @click.option("--processes", type=int, help="Per worker; ranks = workers x processes.")
 @click.option("--name", "-n", help="Default: from the script.")
 @click.option(
@@ -84,6 +84,13 @@ def until_module(args: Sequence[str], params: Sequence[click.Parameter]) -> list
 @click.option("--gpu", type=int, help="Devices per rank.")
 @click.option("--timeout", metavar="TIME", help="Of one attempt, such as 2h.")
 @click.option("--restarts", type=int, help="New attempts after faults of machines.")
+@click.option(
+    "--retry-on", multiple=True, metavar="END",
+    help="Also after: an exit status, a signal, a cause such as oom, or any.",
+)  # fmt: skip
+@click.option("--fail-on", multiple=True, metavar="END", help="Never after these.")
+@click.option("--backoff", metavar="TIME", help="Before the first retry; doubled with each.")
+@click.option("--grace", metavar="TIME", help="From SIGTERM to SIGKILL when it is stopped.")
 @click.option(
     "--hold-on-failure", "hold", metavar="TIME", help="Keep a failed rank to look into, as 30m."
 )
@@ -116,8 +123,8 @@ def run(ctx: click.Context, /, **given: Any) -> None:
 def changes(given: dict[str, Any]) -> dict[str, Any]:
     """What the options say, in a job file's form."""
     keys = (
-        *("name", "workers", "processes", "timeout", "restarts", "note", "priority", "group"),
-        *("hold", "stall"),
+        *("name", "processes", "timeout", "restarts", "backoff", "grace", "note", "priority"),
+        *("group", "hold", "stall"),
     )
     found: dict[str, Any] = {key: given[key] for key in keys if given[key] is not None}
     resources = {k: given[k] for k in ("cpu", "memory", "gpu") if given[k] is not None}
@@ -126,8 +133,21 @@ def changes(given: dict[str, Any]) -> dict[str, Any]:
         "env": dict(_variable(text) for text in given["env"]),
         "metrics": dict(_rule(text) for text in given["rules"]),
         "tags": list(given["tags"]),
+        "retry_on": list(given["retry_on"]),
+        "fail_on": list(given["fail_on"]),
+        "workers": None if given["workers"] is None else _workers(given["workers"]),
     }
     return found | {key: value for key, value in tables.items() if value}
+
+
+def _workers(text: str) -> int | dict[str, int]:
+    least, colon, most = text.partition(":")
+    try:
+        return {"min": int(least), "max": int(most)} if colon else int(text)
+    except ValueError:
+        raise InvalidInput(
+            f"--workers {text}: expected a number", hint="--workers 4, or --workers 2:8 (elastic)"
+        ) from None
 
 
 def _variable(text: str) -> tuple[str, str]:

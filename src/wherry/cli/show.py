@@ -64,7 +64,7 @@ def _fields(detail: RunDetail, files: list[File]) -> Iterator[tuple[str, str]]:
         _some([f"{s.name}={number(s.last)} (step {s.last_step})" for s in detail.metrics]),
     )
     for attempt in detail.attempts:
-        words = [_rank(rank) for rank in attempt.ranks]
+        words = [_rank(run, rank) for rank in attempt.ranks]
         yield f"attempt {attempt.id.number}", _some(words)
     if files:
         size = format_bytes(sum(file.size for file in files))
@@ -90,6 +90,10 @@ def _why(run: Run) -> str:
 def _ranks(run: Run) -> str:
     spec = run.spec
     size = f"{spec.world_size}" if spec.world_size > 1 else ""
+    if spec.roles:
+        size += f" ({', '.join(f'{role.count} {name}' for name, role in spec.roles.items())})"
+    if spec.min_workers:
+        size += f" (elastic, at least {spec.min_workers})"
     if spec.processes > 1:
         size += f" ({spec.workers} workers x {spec.processes} processes)"
     asked = [
@@ -104,12 +108,13 @@ def _ranks(run: Run) -> str:
     return ", ".join([size] * bool(size) + asked)
 
 
-def _rank(rank: Rank) -> str:
+def _rank(run: Run, rank: Rank) -> str:
     from wherry.cli.output import duration
+    from wherry.core.roster import label
 
     phases = ", ".join(f"{name} {duration(took)}" for name, took in rank.phases.items())
     code = f" ({rank.exit_code})" if rank.exit_code else ""
-    return f"rank {rank.rank} {rank.state}{code}" + (f": {phases}" if phases else "")
+    return f"{label(run.spec, rank.rank)} {rank.state}{code}" + (f": {phases}" if phases else "")
 
 
 def _event(event: Event) -> str:

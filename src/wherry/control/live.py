@@ -51,6 +51,13 @@ class Live:
         """The ranks that are not told, of an attempt that is being stopped."""
         return self._stopping.get(attempt, frozenset())
 
+    def excuse(self, seconds: float) -> None:
+        """For so long nobody could have been heard here: it counts against nobody."""
+        with self._lock:
+            for ranks in self._heard.values():
+                for rank in ranks:
+                    ranks[rank] += seconds
+
     def wait(self, attempt: AttemptId, rank: int) -> None:
         """This rank has all but the others, and waits for them."""
         with self._lock:

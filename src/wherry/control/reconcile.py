@@ -35,6 +35,7 @@ from wherry.store.base import Exit, Report, RunFilter, Store
 log = logging.getLogger("wherry.reconcile")
 
 _SWEEP = 1.0  # seconds between looks at every live attempt
+_STALL = 2.0  # seconds that a look may be late before that excuses agents that were not heard
 _TIDY = 30.0  # seconds that an ended attempt's agents have to leave by themselves
 _EVERYTHING = 10**9
 
@@ -180,7 +181,10 @@ class Reconciler:
         swept = 0.0
         while not self._closing.is_set():
             dirty = self._gather(max(0.0, swept + _SWEEP - time.monotonic()))
-            if time.monotonic() >= swept + _SWEEP:
+            if (late := time.monotonic() - swept) >= _SWEEP:
+                if swept and late > _SWEEP + _STALL:
+                    # This process was suspended, or starved: so was whoever hears the agents.
+                    self.live.excuse(late)
                 swept = time.monotonic()
                 dirty |= self._watched.keys()
                 self._guarded(self._wake_rested)

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from wherry.core import elastic, retry
 from wherry.core.causes import FREE, SYMPTOMS, Cause
-from wherry.core.roster import ends_with, roster
+from wherry.core.roster import ends_with, label, roster
 from wherry.core.run import Attempt, Observation, Rank, RankObservation, Run, Verdict
 from wherry.core.states import RANK_TERMINAL, RankState, RunState
 
@@ -400,7 +400,7 @@ def _outcome(facts: Facts, attempt: Attempt) -> Action:
         return Finish(RunState.STOPPED, Verdict(cause="stopped", message="stopped"), code)
     if first is None:
         first = next(r for r in attempt.ranks if r.state is not RankState.SUCCEEDED)
-    verdict = judge(first, run)
+    verdict = judge(first, run, _left_early(attempt, first))
     cost = None if run.stop_requested else _cost(run, attempt, first)
     if cost is not None:
         delay = _delay(facts, run.restarts_used) if cost else 0.0
@@ -446,17 +446,39 @@ _HINTS: dict[str, str] = {
 }
 
 
-def judge(rank: Rank, run: Run) -> Verdict:
-    """The verdict on a run whose first broken rank this is."""
+def _left_early(attempt: Attempt, broken: Rank) -> tuple[int, ...]:
+    """Where a rank broke as it missed another: who had ended well, and left it alone."""
+    if broken.cause not in SYMPTOMS:
+        return ()
+    before = broken.ended or float("inf")
+    return tuple(
+        r.rank
+        for r in attempt.ranks
+        if r.state is RankState.SUCCEEDED and (r.ended or 0.0) <= before
+    )
+
+
+def judge(rank: Rank, run: Run, early: tuple[int, ...] = ()) -> Verdict:
+    """
+    The verdict on a run whose first broken rank this is.
+
+    ``early``: ranks that ended well before it, where it broke as it missed one.
+    """
     what = rank.message
     if not what and rank.signal is not None:
         what = f"killed by signal {rank.signal}"
     elif not what and rank.exit_code is not None:
         what = f"exited with status {rank.exit_code}"
     message, _, hint = (what or f"ended: {rank.state}").partition("\nhint: ")
+    if early:
+        names = ", ".join(label(run.spec, number) for number in early[:10])
+        message += f"; {names} had ended with status 0 before"
+        hint = (
+            "do all ranks do the same number of steps? one that ends early leaves the others alone"
+        )
     return Verdict(
         cause=rank.cause or "exit",
-        message=f"rank {rank.rank}: {message}" if run.spec.world_size > 1 else message,
+        message=f"{label(run.spec, rank.rank)}: {message}" if run.spec.world_size > 1 else message,
         hint=hint or _HINTS.get(rank.cause, ""),
         rank=rank.rank,
         exit_code=rank.exit_code,

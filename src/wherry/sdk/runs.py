@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from wherry.core.api import LogLine, MetricSeries, RankStack, RunDetail
 from wherry.core.bundle import check_path
-from wherry.core.job import JobSpec, Scalar
+from wherry.core.job import Group, JobSpec, Scalar
 from wherry.core.run import File, Verdict
 from wherry.core.run import Run as Snapshot
 from wherry.core.states import RunState
@@ -41,7 +41,8 @@ def run(
     module: str = "",
     on: str = "",
     name: str | None = None,
-    workers: int | None = None,
+    workers: int | tuple[int, int] | None = None,
+    group: Group | None = None,
     processes: int | None = None,
     cpu: float | None = None,
     memory: str | int | None = None,
@@ -50,6 +51,9 @@ def run(
     params: Mapping[str, Scalar] | None = None,
     metrics: Mapping[str, Any] | None = None,
     restarts: int | None = None,
+    retry_on: Iterable[str | int] | None = None,
+    fail_on: Iterable[str | int] | None = None,
+    backoff: str | float | None = None,
     timeout: str | float | None = None,
     grace: str | float | None = None,
     hold: str | float | None = None,
@@ -79,6 +83,9 @@ def run(
     :param target: a script, a job file, a command, or a function; ``args`` are its arguments.
     :param module: a module to run as ``python -m``, instead of ``target``.
     :param on: a context's name; "" is the one in use.
+    :param workers: how many at once; ``(2, 8)``: an elastic group of 2 to 8.
+    :param retry_on: what else is tried again within ``restarts``: exit statuses, signals, causes.
+    :param backoff: before the first retry, seconds or "1m"; doubled with each.
     :param cpu: cores of one rank. :param memory: of one rank, bytes or "4Gi". :param gpu: devices.
     :param timeout: of one attempt, seconds or "2h". :param grace: from SIGTERM to SIGKILL.
     :param hold: keep a rank that failed for so long, to look into it. :param stall: flag the run
@@ -93,10 +100,11 @@ def run(
     _refuse_nested()
     resources = {"cpu": cpu, "memory": memory, "gpu": gpu}
     said: dict[str, Any] = {
-        "name": name, "workers": workers, "processes": processes,
+        "name": name, "workers": _workers(workers), "group": group, "processes": processes,
         "resources": _said(resources) or None, "env": env, "params": params, "metrics": metrics,
-        "restarts": restarts, "timeout": timeout, "grace": grace, "hold": hold,
-        "stall": stall, "priority": priority,
+        "restarts": restarts, "retry_on": _words(retry_on), "fail_on": _words(fail_on),
+        "backoff": backoff, "timeout": timeout, "grace": grace, "hold": hold, "stall": stall,
+        "priority": priority,
         "tags": None if tags is None else tuple(tags), "note": note,
     }  # fmt: skip
     words, function = _work(target, module, args, kwargs)
@@ -379,6 +387,14 @@ def _options() -> list[str]:
 
     parameters = inspect.signature(run).parameters.values()
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+
+def _workers(workers: int | tuple[int, int] | None) -> Any:
+    return {"min": workers[0], "max": workers[1]} if isinstance(workers, tuple) else workers
+
+
+def _words(ends: Iterable[str | int] | None) -> list[str] | None:
+    return None if ends is None else [str(end) for end in ends]
 
 
 def _said(options: Mapping[str, Any]) -> dict[str, Any]:
