@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -195,3 +195,35 @@ def test_an_event_of_a_rank_is_the_runs_and_its_reason(plane: Plane, run: Run) -
     eventually(lambda: plane.run(run.id).reason == "")
     kinds = [event.kind for event in plane.control.services.store.events(run.id)]
     assert kinds[-2:] == ["stalled", "moving"]
+
+
+def test_a_hold_outlives_the_control_plane_and_ends_with_a_stop(
+    make_plane: Callable[[], Plane],
+) -> None:
+    plane = make_plane()
+    held = plane.submit(workers=2, hold=3600.0)
+    one, two = plane.agent(held, 0), plane.agent(held, 1)
+    for agent in (one, two):
+        agent.start()
+    end = {"state": "failed", "exit_code": 1, "cause": "exit", "message": "exited with status 1"}
+    note = {"kind": "held", "message": "failed (exited with status 1); held for 1h"}
+    two.say((p.ENDED, end), (p.EVENT, note))
+
+    def told() -> tuple[bool, bool]:
+        return one.send().json()["stop"], two.send().json()["stop"]
+
+    eventually(lambda: told() == (True, False))
+    reason = f"rank 1 failed (exited with status 1); held for 1h: wherry exec {held.id} --rank 1"
+    assert eventually(lambda: plane.run(held.id).reason).startswith(reason)
+    plane = make_plane()
+    seqs = one.seq, two.seq
+    one, two = plane.agent(held, 0), plane.agent(held, 1)
+    one.seq, two.seq = seqs
+    assert told() == (True, False)
+    assert plane.run(held.id).reason.startswith(reason)
+    one.say((p.EXIT, {"state": "stopped", "cause": "stopped"}))
+    assert plane.http.post(f"/api/v1/runs/{held.id}/stop", json={}).status_code == 200
+    eventually(lambda: two.send().json()["stop"])
+    two.say((p.EXIT, end))
+    run = plane.until(held.id, "failed")
+    assert run.verdict is not None and (run.verdict.rank, run.verdict.exit_code) == (1, 1)

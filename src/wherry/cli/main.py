@@ -66,8 +66,8 @@ EXIT_CODES: dict[int, str] = {
     141: "the reader of the output went away",
 }
 RUN_EXIT_CODES = (
-    "A foreground `wherry run` exits with the script's own status, and with 128 + n where "
-    "signal n killed it."
+    "A foreground `wherry run`, and `wherry exec`, exit with the program's own status, and with "
+    "128 + n where signal n killed it."
 )
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
