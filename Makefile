@@ -29,11 +29,12 @@ test: check ## check, then the tests that take minutes at most
 test-all: check ## check, then every test that this machine can run
 	@$(PYTEST)
 
-check: setup ## lint, format, types, who imports whom
+check: setup ## lint, format, types, who imports whom, budgets, generated docs
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python -m pytest -q -n 0 tests/architecture tests/docs/test_reference.py
 
 format: setup ## mend what can be mended by itself
 	@$(BIN)/ruff check --fix

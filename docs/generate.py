@@ -6,6 +6,7 @@ Write the pages that have a table or a schema as their source: ``make docs``.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from wherry.cli import reference
-from wherry.core import job, states
+from wherry.core import job, schema, states
 from wherry.server.app import embedded
 
 DOCS = Path(__file__).parent
@@ -90,8 +91,9 @@ timeout: 2h
 ```
 
 `command` may be one line or a list of words; `memory` bytes or `4Gi`; a time (`timeout`, `grace`,
-`backoff`, `hold`, `stall`) seconds or `1h30m`; a metric its pattern alone. The JSON schema is at
-`/api/v1/schemas/job`. What Wherry fills in by itself (`code`, `environment`, `call`,
+`backoff`, `hold`, `stall`) seconds or `1h30m`; a metric its pattern alone. The
+[JSON schema](job.schema.json) of all this, for editors, is also at `/api/v1/schemas/job`. What
+Wherry fills in by itself (`code`, `environment`, `call`,
 `spec_version`) is described in the classes of `wherry.core.job`.
 """
 
@@ -135,15 +137,14 @@ RESOURCES = {
     "memory": "bytes, or `512Mi`, `4Gi`",
     "gpu": "whole devices",
 }
-FILLED_IN = {"spec_version", "call", "environment", "code"}
 
 
 def job_page() -> str:
     """The fields of a job file."""
-    schema = job.json_schema()["$defs"]
-    spec, resources = schema["JobSpec"]["properties"], schema["Resources"]["properties"]
-    role = schema["Role"]["properties"]
-    assert JOB_FIELDS.keys() == spec.keys() - FILLED_IN, "docs/generate.py: JOB_FIELDS"
+    kinds = job.json_schema()["$defs"]
+    spec, resources = kinds["JobSpec"]["properties"], kinds["Resources"]["properties"]
+    role = kinds["Role"]["properties"]
+    assert JOB_FIELDS.keys() == spec.keys() - schema.FILLED_IN, "docs/generate.py: JOB_FIELDS"
     assert ROLE.keys() == role.keys(), "docs/generate.py: ROLE"
     assert RESOURCES.keys() == resources.keys(), "docs/generate.py: RESOURCES"
     return "\n".join(
@@ -164,26 +165,26 @@ def job_page() -> str:
     )
 
 
-def _fields(schema: Schema, words: Mapping[str, str]) -> Iterator[str]:
+def _fields(known: Schema, words: Mapping[str, str]) -> Iterator[str]:
     yield "| key | type | default | what it is |"
     yield "| --- | --- | --- | --- |"
     for name, text in words.items():
-        default = schema[name].get("default")
+        default = known[name].get("default")
         shown = "" if default in (None, "", [], (), {}) else f"`{default}`"
-        yield f"| `{name}` | {_type(schema[name])} | {shown} | {text} |"
+        yield f"| `{name}` | {_type(known[name])} | {shown} | {text} |"
 
 
-def _type(schema: Schema) -> str:
+def _type(kind: Schema) -> str:
     """A schema's type for people: "number", "list", "one of ..."."""
-    if "enum" in schema:
-        return ", ".join(f"`{value}`" for value in schema["enum"])
-    if "anyOf" in schema:
+    if "enum" in kind:
+        return ", ".join(f"`{value}`" for value in kind["enum"])
+    if "anyOf" in kind:
         return " or ".join(
-            dict.fromkeys(_type(s) for s in schema["anyOf"] if s.get("type") != "null")
+            dict.fromkeys(_type(s) for s in kind["anyOf"] if s.get("type") != "null")
         )
     named = {"array": "list", "object": "table", "string": "text", "integer": "whole number"}
-    kind = str(schema.get("type", "object"))
-    return named.get(kind, kind)
+    name = str(kind.get("type", "object"))
+    return named.get(name, name)
 
 
 # --- docs/reference/http.md
@@ -237,6 +238,8 @@ def write(folder: Path) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(HEAD + page().rstrip() + "\n", "utf-8")
+    made = json.dumps(schema.job_file(), indent=2, ensure_ascii=False)
+    (folder / "reference" / "job.schema.json").write_text(made + "\n", "utf-8")
 
 
 if __name__ == "__main__":

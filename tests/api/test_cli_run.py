@@ -123,6 +123,21 @@ def test_detached_then_followed_then_run_again_with_changes(shell: Shell) -> Non
     assert shell("logs", again["id"]).stdout == b"hello 2\n"
 
 
+def test_what_a_foreground_run_uses_and_its_record_lacks_is_said_and_shown(shell: Shell) -> None:
+    shell.write("data.bin", "x" * 2000)
+    (shell.folder / "away").symlink_to("/etc/hostname")
+    shell.write(".env", "SECRET=1")
+    shell.write("hello.py", "print('hello')\n")
+    shell.env["WHERRY_MAX_FILE"] = "1000"
+    done = shell("run", "hello.py")
+    said = [line for line in done.stderr.decode().splitlines() if "not in the record" in line]
+    assert done.stdout == b"hello\n" and len(said) == 1, done.stderr
+    assert "away (a link to /etc/hostname" in said[0] and "and 1 more" in said[0]
+    shown = {left["path"]: left["why"] for left in shell.json("show", "last")["left_out"]}
+    assert shown.keys() >= {"away", "data.bin", ".env"} and "large" in shown["data.bin"]
+    assert b"left out" in shell("show", "last").stdout
+
+
 def test_what_a_script_keeps_can_be_copied_out(shell: Shell) -> None:
     shell.write(
         "keep.py",

@@ -454,6 +454,8 @@ def test_completion_is_a_script(call: Call) -> None:
     for shell in ("bash", "zsh", "fish"):
         status, out, _ = call("completion", shell)
         assert status == 0 and "_WHERRY_COMPLETE" in out
+        _, document, _ = call("completion", shell, "--json")
+        assert json.loads(document) == {"shell": shell, "script": out}
 
 
 def test_the_table_says_what_the_commands_are() -> None:

@@ -250,9 +250,10 @@ SCALARS = st.one_of(
     st.booleans(), st.none(),
 )  # fmt: skip
 POSITIVE = st.floats(1e-6, 1e12)
+LABELS = st.from_regex(r"[a-zä0-9][a-z0-9 _.:-]{0,8}[a-z0-9]", fullmatch=True)
 SPECS = st.builds(
     JobSpec,
-    name=WORDS,
+    name=st.just("") | LABELS,
     command=st.lists(WORDS, min_size=1, max_size=4).map(tuple),
     call=st.none() | st.builds(Call, payload=WORDS, name=WORDS),
     group=st.sampled_from(["gang", "elastic", "pool"]),
@@ -277,7 +278,7 @@ SPECS = st.builds(
     timeout=st.none() | POSITIVE,
     grace=st.none() | POSITIVE,
     priority=st.integers(-100, 100),
-    tags=st.lists(WORDS, max_size=3).map(tuple),
+    tags=st.lists(LABELS, max_size=3).map(tuple),
     note=WORDS,
 ).map(lambda job: replace(job, processes=1) if job.group == "elastic" else job)
 

@@ -344,7 +344,9 @@ class Foreground:
     def _advise(self) -> None:
         """A script that ends on SIGINT needs no advice."""
         if self._stopping is None and any(peer.ended is None for peer in self._peers):
-            self._screen.say("sent SIGINT; Ctrl-C again stops the run, Ctrl-\\ detaches")
+            self._screen.say(
+                f"sent SIGINT; Ctrl-C again within {TWICE:g} s stops the run, Ctrl-\\ detaches"
+            )
 
     def _stop(self, status: int) -> None:
         self._stopping = status

@@ -139,11 +139,11 @@ def cli() -> None:
 
 def complain(message: str, hint: str = "") -> None:
     """Say on stderr what went wrong and the way out."""
-    from wherry.cli.colour import paint
+    from wherry.cli.colour import paint, visible
 
-    print(paint("error:", "bold red", sys.stderr), message, file=sys.stderr)
+    print(paint("error:", "bold red", sys.stderr), visible(message), file=sys.stderr)
     if hint:
-        print(paint("hint:", "bold cyan", sys.stderr), hint, file=sys.stderr)
+        print(paint("hint:", "bold cyan", sys.stderr), visible(hint), file=sys.stderr)
 
 
 def _usage(error: click.ClickException) -> int:

@@ -112,8 +112,8 @@ def run(ctx: click.Context, /, **given: Any) -> None:
     Run a script, recorded: like `python SCRIPT ARGS`, with its exit status.
 
     SCRIPT is a Python file, -m MODULE, a job file (.yaml .toml .json), or -- and any program.
-    Ctrl-C is SIGINT for the script; a second one stops the run; Ctrl-\\ detaches. With --json the
-    script's stdout goes to stderr.
+    Ctrl-C is SIGINT for the script; a second one within 5 s stops the run; Ctrl-\\ detaches. With
+    --json the script's stdout goes to stderr.
     """
     if not given["words"] and not given["source"]:
         raise click.UsageError("nothing to run\nhint: wherry run script.py", ctx)
@@ -242,6 +242,7 @@ def _attend(given: dict[str, Any], draft: Draft) -> int:
     from wherry.sdk import submit
 
     client, prepared = _prepare(given, draft)
+    _say_unrecorded(prepared)
     with Listener() as listener:
         run = submit.send(client, prepared, foreground=True, attach=listener.path)
         seen = foreground.attend(listener, run, lambda: client, json=given["as_json"])
@@ -286,6 +287,16 @@ def _finish(client: Client, run: Run, seen: Outcome, *, as_json: bool) -> int:
             "\n  ".join((f"{run.name} {run.state}: {run.verdict.message}", *last)), run.verdict.hint
         )
     return status
+
+
+def _say_unrecorded(prepared: Prepared) -> None:
+    """One line on what a run in place uses and its record does not hold: it cannot be repeated."""
+    from wherry.bundle import unrecorded
+    from wherry.cli import output
+
+    if prepared.captured and (found := unrecorded(prepared.captured.manifest)):
+        more = f", and {len(found) - 1} more: wherry show" if len(found) > 1 else ""
+        output.note(f"not in the record: {found[0].path} ({found[0].why}){more}")
 
 
 def _say(prepared: Prepared) -> None:

@@ -52,6 +52,7 @@ def _fields(detail: RunDetail, files: list[File]) -> Iterator[tuple[str, str]]:
     yield "command", command_line(run.spec)
     yield "where", run.spec.code.in_place or (f"a copy of {run.spec.code.bundle[:12]}")
     yield "environment", environment(run.spec)
+    yield "left out", _some([f"{left.path} ({left.why})" for left in detail.left_out])
     yield "ranks", _ranks(run)
     yield "created", ago(run.created, now)
     yield "took", duration(seconds(run, now))

@@ -31,8 +31,8 @@ def exit_status(run: Run) -> int:
 
 
 def seconds(run: Run, now: float) -> float | None:
-    """How long it has run, or ran."""
-    return None if run.started is None else (run.ended or now) - run.started
+    """How long it has run, or ran; 0 where the clock was turned back meanwhile."""
+    return None if run.started is None else max(0.0, (run.ended or now) - run.started)
 
 
 def outcome(run: Run) -> str:
@@ -59,13 +59,13 @@ def columns(now: float) -> list[Column]:
     """A list of runs, for people."""
     return [
         Column("ID", lambda run: run.id),
-        Column("NAME", lambda run: run.name),
+        Column("NAME", lambda run: run.name, shrinks=True),
         Column("STATE", lambda run: str(run.state), style=state_style),
         Column("RANKS", lambda run: str(run.spec.world_size), right=True),
         Column("CREATED", lambda run: ago(run.created, now)),
         Column("TOOK", lambda run: duration(seconds(run, now)), right=True),
-        Column("TAGS", lambda run: " ".join(run.spec.tags)),
-        Column("WHY", outcome),
+        Column("TAGS", lambda run: " ".join(run.spec.tags), shrinks=True),
+        Column("WHY", outcome, shrinks=True),
     ]
 
 

@@ -18,7 +18,7 @@ import msgspec
 from wherry import settings
 from wherry.blobs.base import Blobs
 from wherry.core.api import Backup, BackupDone, Prune, Pruned
-from wherry.core.bundle import Manifest
+from wherry.core.bundle import LeftOut, Manifest
 from wherry.core.run import Run
 from wherry.errors import Conflict, InvalidInput, NotFound, StorageFull
 from wherry.store.base import Store
@@ -149,6 +149,21 @@ _FIRST = (b'{"entries"', b'{"left_out"', b"{}")  # how a manifest begins; a mode
 def entries(blobs: Blobs, bundle: str) -> frozenset[str]:
     """The digests of a bundle's files. :raises NotFound:"""
     return frozenset(entry.digest for entry in read_manifest(blobs, bundle).entries)
+
+
+class _LeftOut(msgspec.Struct):
+    """A manifest without its entries, which are many and not asked for."""
+
+    left_out: tuple[LeftOut, ...] = ()
+
+
+def left_out(blobs: Blobs, bundle: str) -> tuple[LeftOut, ...]:
+    """What did not travel with a bundle; nothing where there is none, or it is gone."""
+    try:
+        text = b"".join(blobs.get(bundle)) if bundle else b"{}"
+        return msgspec.json.decode(text, type=_LeftOut).left_out
+    except (NotFound, msgspec.DecodeError):
+        return ()
 
 
 def read_manifest(blobs: Blobs, digest: str) -> Manifest:

@@ -316,8 +316,15 @@ class Reconciler:
                 ):
                     self._launch(run, AttemptId(run.id, number))
             case d.Finish(state, verdict, exit_code):
+                now = self.clock()
+                started = _started(run, attempt, now)
                 moved = self.store.move_run(
-                    run.id, state, verdict=verdict, exit_code=exit_code, ended=self.clock()
+                    run.id,
+                    state,
+                    verdict=verdict,
+                    exit_code=exit_code,
+                    started=started,
+                    ended=now,
                 )
                 if moved:
                     self.ledgers[run.backend].release(run.id)
@@ -474,6 +481,14 @@ class Reconciler:
 
 #: After these the facts have changed and the next decision follows at once.
 _LOOK_AGAIN = (d.Drain, d.EndRank, d.TryAgain, d.Excuse, d.FormRound)
+
+
+def _started(run: Run, attempt: Attempt | None, now: float) -> float | None:
+    """When the first program began, where the run was over before it was seen running."""
+    if run.started is not None or attempt is None:
+        return None  # as it is
+    began = [rank.started for rank in attempt.ranks if rank.started is not None]
+    return min([*began, now]) if began else None
 
 
 def _total(capacity: Capacity | None) -> Amount:

@@ -17,6 +17,7 @@ from wherry.agent.argv import after_script, params_from_argv
 from wherry.backends.base import Backend, Capability
 from wherry.blobs.base import Blobs
 from wherry.control.bus import Bus
+from wherry.control.cleanup import left_out
 from wherry.control.reconcile import Reconciler
 from wherry.core import admission
 from wherry.core.api import Planned, Retry, RunDetail, Stop, Submit, json_number
@@ -103,6 +104,7 @@ class Runs:
                 for s in self.store.series(run.id)
             ),
             events=tuple(self.store.events(run.id)),
+            left_out=left_out(self.blobs, run.spec.code.bundle),
         )
 
     def stop(self, run: Run, how: Stop) -> Run:

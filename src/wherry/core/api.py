@@ -8,7 +8,7 @@ Called by ``server.routes`` and ``sdk.client``. Paths are below ``/api/v1``; eve
 =========================== =================================================================
 GET  /status                → Status
 POST /shutdown              → 202; runs go on
-GET  /schemas/job           → JSON schema of a JobSpec
+GET  /schemas/job           → JSON schema of a job file
 POST /blobs/missing         Digests → Digests: those the server does not have
 POST /blobs/pack            a pack (``agent.protocol.iter_pack``) → 204
 GET  /blobs/{digest}        → bytes
@@ -45,6 +45,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from wherry.core.bundle import LeftOut
 from wherry.core.job import JobSpec, Scalar
 from wherry.core.run import Attempt, Event, Run, Series
 
@@ -81,6 +82,7 @@ class RunDetail(Struct, frozen=True, kw_only=True):
     params: dict[str, Scalar]
     metrics: tuple[Series, ...]
     events: tuple[Event, ...]
+    left_out: tuple[LeftOut, ...] = ()  #: what of the project is not in its bundle, and why
 
 
 class LogLine(Struct, frozen=True, kw_only=True):

@@ -56,6 +56,39 @@ def format_bytes(n: float) -> str:
     raise AssertionError
 
 
+def check_label(kind: str, text: str) -> None:
+    """
+    Names and tags stand in tables, on command lines and, names, in paths.
+
+    :raises InvalidSpec: for one that is empty, long, blank at an end, or not printable.
+    """
+    if not text or len(text) > 100 or not text.isprintable() or text != text.strip():
+        raise InvalidSpec(
+            f"{text[:100]!r} is not a {kind}",
+            hint=f"a {kind} is 1 to 100 printable characters, with no blank at its ends",
+        )
+
+
+def check_name(text: str) -> None:
+    """:raises InvalidSpec: for a run's name that is no label, a path, or a word of Wherry's."""
+    check_label("name", text)
+    if "/" in text or "\\" in text or text in (".", "..", "last"):
+        raise InvalidSpec(
+            f"{text!r} is not a name for a run",
+            hint='a name has no / and no \\ and is not ".", ".." or "last"',
+        )
+
+
+def usable_name(text: str) -> str:
+    """``text``, made for another purpose, as a run's name."""
+    try:
+        check_name(text)
+    except InvalidSpec:
+        text = "".join(c if c.isalnum() or c in "-_." else "-" for c in text).strip("-_.")[:60]
+        return f"{text}-run" if text == "last" else text or "run"
+    return text
+
+
 class Amount(Struct, frozen=True, kw_only=True):
     """Some of a machine."""
 
@@ -171,6 +204,10 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise InvalidSpec("the job has no command", hint="command: python train.py")
         if any("\0" in word for command in (self.command, *commands) for word in command):
             raise InvalidSpec("the command holds a NUL character")
+        if self.name:
+            check_name(self.name)
+        for tag in self.tags:
+            check_label("tag", tag)
         for env in (self.env, *(role.env for role in self.roles.values())):
             for key, value in env.items():
                 if not key or "=" in key or "\0" in key + value:
@@ -233,8 +270,7 @@ def with_defaults(spec: JobSpec) -> JobSpec:
         command: tuple[str, ...] = next(filter(None, commands), ())
         words = [w for w in command if w not in ("python", "python3", "-m")] or ["run"]
         stem = words[0].rpartition("/")[2].removesuffix(".py")
-    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in stem).strip("-_.")[:60]
-    return msgspec.structs.replace(spec, name=name or "run")
+    return msgspec.structs.replace(spec, name=usable_name(stem))
 
 
 def decode_spec(data: bytes | str) -> JobSpec:
@@ -246,5 +282,5 @@ def decode_spec(data: bytes | str) -> JobSpec:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of a JobSpec, as published at ``/api/v1/schemas/job``."""
+    """The JSON schema of a JobSpec in its own form. ``core.schema`` has what people write."""
     return msgspec.json.schema(JobSpec)

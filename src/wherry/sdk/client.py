@@ -27,6 +27,7 @@ from wherry.core.api import (
     Status,
     Submit,
 )
+from wherry.core.job import JobSpec
 from wherry.core.run import File, Run
 from wherry.errors import Internal, Unavailable
 from wherry.sdk.http import Http, segment
@@ -64,7 +65,7 @@ class Client:
         self.http.call("POST", f"{_ROOT}/shutdown", again=False)
 
     def job_schema(self) -> dict[str, Any]:
-        """The JSON schema of a JobSpec."""
+        """The JSON schema of a job file, as people write it."""
         return self._get("/schemas/job", dict[str, Any])
 
     def prune(self, *, days: float | None = None, dry_run: bool = False) -> Pruned:
@@ -101,12 +102,17 @@ class Client:
         return self.http.call("GET", f"{_ROOT}/blobs/{segment(digest)}")
 
     # --- runs
-    def submit(self, submit: Submit, *, key: str | None = None) -> Run:
+    def submit(self, submit: Submit | JobSpec, *, key: str | None = None) -> Run:
         """
         Make a run. Again with the same idempotency ``key``: the run that was made then.
 
+        A JobSpec is sent as it is, with the code and the Python that it names: ``wherry.run`` adds
+        those of here.
+
         :raises BundleMissing: push the blobs first, then again with the same key.
         """
+        if isinstance(submit, JobSpec):
+            submit = Submit(spec=submit)
         return _decode(
             self.http.call("POST", f"{_ROOT}/runs", body=api.encode(submit), key=key or new_key()),
             Run,

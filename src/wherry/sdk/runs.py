@@ -10,15 +10,18 @@ from __future__ import annotations
 import hashlib
 import html
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wherry.core import files
 from wherry.core.api import LogLine, MetricSeries, RankStack, RunDetail
 from wherry.core.bundle import check_path
 from wherry.core.job import Group, JobSpec, Scalar
 from wherry.core.run import File, Verdict
 from wherry.core.run import Run as Snapshot
+from wherry.core.schema import FILLED_IN
 from wherry.core.states import RunState
 from wherry.errors import InvalidInput, NestedSubmit, NotFound, RunFailed, Unavailable, WaitTimeout
 from wherry.sdk.client import Client, Stream
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 
     from wherry.bundle.environment import Choice
 
-Target = str | os.PathLike[str] | Callable[..., Any]
+Target = str | os.PathLike[str] | JobSpec | Callable[..., Any]
 
 
 def run(
@@ -75,12 +78,14 @@ def run(
         wherry.run("train.py", "--epochs", 3, workers=4)
         wherry.run(module="package.train")
         wherry.run("job.yaml", workers=8)
+        wherry.run(wherry.JobSpec(command=("python", "train.py"), workers=4))
         wherry.run(train, epochs=3).result()
 
     The options are keyword-only. All other keywords go to the function; where one of them has the
     name of an option, bind it before: ``wherry.run(functools.partial(train, name="x"))``.
 
-    :param target: a script, a job file, a command, or a function; ``args`` are its arguments.
+    :param target: a script, a job file, a command, or a function; ``args`` are its arguments. Or a
+        JobSpec: its command in a copy of the project, in the environment that ``environment`` says.
     :param module: a module to run as ``python -m``, instead of ``target``.
     :param on: a context's name; "" is the one in use.
     :param workers: how many at once; ``(2, 8)``: an elastic group of 2 to 8.
@@ -107,11 +112,12 @@ def run(
         "priority": priority,
         "tags": None if tags is None else tuple(tags), "note": note,
     }  # fmt: skip
+    base = _changes(target) if isinstance(target, JobSpec) else {}
     words, function = _work(target, module, args, kwargs)
     draft = Draft(
         words=words,
         function=function,
-        changes=_said(said),
+        changes=files.merge(base, _said(said)),
         folder=Path(folder) if folder is not None else None,
         environment=environment,
         python=python,
@@ -353,16 +359,36 @@ def _fetch(client: Client, ref: str, file: File, target: Path) -> None:
 
 def _refuse_nested() -> None:
     if run_id := os.environ.get("WHERRY_RUN_ID"):
+        main = os.path.basename(getattr(sys.modules["__main__"], "__file__", "") or "")
+        # Where the rank runs a function, the file that has it is imported, and only then.
+        hint = 'a rank imports this file too: put the call below  if __name__ == "__main__":'
+        if main != "wherry_call.py":
+            hint = f"start it with  python {main or 'SCRIPT'}:  a run cannot submit runs"
         raise NestedSubmit(
             f"this is rank {os.environ.get('WHERRY_RANK', '0')} of run {run_id}: it cannot submit",
-            hint='a rank imports this file too: put the call below  if __name__ == "__main__":',
+            hint=hint,
         )
+
+
+def _changes(spec: JobSpec) -> dict[str, Any]:
+    """What a JobSpec says beside its command and what Wherry fills in."""
+    if spec.call is not None:
+        raise InvalidInput(
+            "a JobSpec with a call cannot be sent from here",
+            hint="wherry.run(function, ...); what ran before: wherry retry, wherry run --from",
+        )
+    return {k: v for k, v in files.dump(spec).items() if k not in {"command", *FILLED_IN}}
 
 
 def _work(
     target: Target | None, module: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[str, ...], Function | None]:
     """What to run: words, or a function with its arguments."""
+    if isinstance(target, JobSpec):
+        if module or kwargs:
+            word = "module" if module else next(iter(kwargs))
+            raise InvalidInput(f"wherry.run has no option {word!r} beside a JobSpec")
+        return (*target.check().command, *map(str, args)), None
     if target is not None and not isinstance(target, str | os.PathLike):
         if module:
             raise InvalidInput("both a function and a module were given")

@@ -26,7 +26,7 @@ from wherry.bundle import Captured, capture, find_root, write_pack
 from wherry.core import files
 from wherry.core.api import RunDetail, Submit
 from wherry.core.bundle import LeftOut
-from wherry.core.job import Code, Environment, JobSpec
+from wherry.core.job import Code, Environment, JobSpec, usable_name
 from wherry.core.run import Run
 from wherry.errors import BundleMissing, ChangedDuringCapture
 from wherry.sdk.client import Client, new_key
@@ -109,7 +109,7 @@ def prepare(draft: Draft, *, unsettled: Collection[str] = ()) -> Prepared:
     )
     environment, blobs, notes = _environment(draft, root, target, in_place=in_place)
 
-    data = {"name": target.name, **files.merge(target.job, files.check(draft.changes))}
+    data = {"name": usable_name(target.name), **files.merge(target.job, files.check(draft.changes))}
     if target.command:
         data["command"] = target.command
     if draft.function is not None:

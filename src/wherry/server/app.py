@@ -157,14 +157,21 @@ class ControlPlane:
         self.services.store.close()
 
     async def prune_for_ever(self) -> None:
-        """Keep the retention setting and forget old idempotency keys."""
-        store, clock = self.services.store, self.services.runs.clock
+        """Keep the retention setting and forget old idempotency keys; a fault is tried again."""
         while True:
-            keys_before = clock() - settings.get("idempotency_retention") * 86400
-            await asyncio.to_thread(store.prune_idempotency, keys_before)
-            days = settings.get("retention") or None
-            await asyncio.to_thread(self.services.cleanup.prune, Prune(days=days))
+            for step in (self._prune_keys, self._prune_runs):
+                try:
+                    await asyncio.to_thread(step)
+                except Exception:
+                    log.exception("%s", step.__name__)
             await asyncio.sleep(_PRUNE_EVERY)
+
+    def _prune_keys(self) -> None:
+        before = self.services.runs.clock() - settings.get("idempotency_retention") * 86400
+        self.services.store.prune_idempotency(before)
+
+    def _prune_runs(self) -> None:
+        self.services.cleanup.prune(Prune(days=settings.get("retention") or None))
 
 
 def embedded(home: Path, *, url: str) -> ControlPlane:
