@@ -216,7 +216,7 @@ def test_ctrl_c_twice_stops_the_run(shell: Shell, terminal: Callable[..., Screen
     screen = terminal("run", "--name", "stubborn", "stubborn.py")
     screen.see("ready")
     screen.press(b"\x03")
-    screen.see("caught.*Ctrl-C again stops the run")
+    screen.see("caught.*Ctrl-C again.*stops the run")
     screen.press(b"\x03")
     screen.see("told to stop")
     assert screen.end() == 130
