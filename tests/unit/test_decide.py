@@ -261,3 +261,60 @@ def test_a_machine_whose_loss_a_peer_noticed_first_is_lost_and_tried_again() -> 
     assert isinstance(end, d.EndRank) and (end.rank, end.state, end.cause) == (1, L, "agent-lost")
     lost = attempt(noticed, rank(1, L, ended=6.0, cause="agent-lost"), stopping="rank 0 failed")
     assert isinstance(d.decide(d.Facts(run=run(), attempt=lost))[-1], d.TryAgain)
+
+
+# --- ranks that are held to be looked into
+
+E = RankState.ENDING
+HOLDS = JobSpec(command=("python", "x.py"), workers=2, hold=1800.0)
+FAILED = {"cause": "exit", "exit_code": 1, "ended": 5.0}
+
+
+def held(*ranks: Rank, stopping: str = "", kept: tuple[int, ...] = (), **fields: Any) -> d.Facts:
+    fields = {"spec": HOLDS, **fields}
+    return d.Facts(
+        run=run(**fields),
+        attempt=attempt(*ranks, stopping=stopping),
+        observation=saw("running", "running"),
+        kept=frozenset(kept),
+    )
+
+
+def test_a_rank_that_is_held_is_the_only_one_that_is_not_told_to_stop() -> None:
+    facts = held(rank(0, R), rank(1, E, **FAILED))
+    assert d.decide(facts) == [d.StopAttempt("rank 1 failed", keep=frozenset({1}))]
+    later = held(rank(0, X), rank(1, E, **FAILED), stopping="rank 1 failed", kept=(1,))
+    assert d.decide(later) == []
+
+
+def test_of_two_that_failed_the_first_is_held() -> None:
+    second = {**FAILED, "ended": 6.0}
+    facts = held(rank(0, E, **second), rank(1, E, **FAILED))
+    assert d.held(facts.run, facts.attempt or attempt()) == {1}
+
+
+def test_what_is_tried_again_ends_well_or_asks_for_no_hold_is_not_held() -> None:
+    failed = attempt(rank(0, R), rank(1, E, **FAILED))
+    retried = structs.replace(HOLDS, restarts=1, retry_on=("exit",))
+    assert d.held(run(spec=retried), failed) == frozenset()
+    assert d.held(run(spec=structs.replace(HOLDS, hold=None)), failed) == frozenset()
+    assert d.held(run(spec=HOLDS, stop_requested=True), failed) == frozenset()
+    assert d.held(run(spec=HOLDS), attempt(rank(0, R), rank(1, E, cause=""))) == frozenset()
+    assert d.held(run(spec=HOLDS), attempt(rank(0, R), rank(1, F, **FAILED))) == frozenset()
+
+
+def test_when_the_hold_is_over_or_the_run_is_stopped_all_are_told() -> None:
+    over = held(rank(0, R), rank(1, F, **FAILED), stopping="rank 1 failed", kept=(1,))
+    assert d.decide(over) == [d.StopAttempt("rank 1 failed")]
+    ranks = rank(0, X), rank(1, E, **FAILED)
+    stopped = held(*ranks, stopping="rank 1 failed", kept=(1,), stop_requested=True)
+    assert d.decide(stopped) == [d.StopAttempt("user")]
+    assert d.decide(structs.replace(stopped, kept=frozenset())) == []
+
+
+def test_a_hold_that_a_person_ended_is_still_the_failure_that_it_was() -> None:
+    facts = held(rank(0, X), rank(1, F, **FAILED), stopping="rank 1 failed", stop_requested=True)
+    end, finish = d.decide(facts)
+    assert isinstance(end, d.EndAttempt) and isinstance(finish, d.Finish)
+    assert finish.state is RunState.FAILED and finish.exit_code == 1
+    assert finish.verdict is not None and finish.verdict.rank == 1

@@ -18,8 +18,9 @@ import time
 from collections.abc import Callable
 
 from wherry.agent import platform, program, protocol
-from wherry.agent.attach import Terminal, TerminalGone
+from wherry.agent.attach import Terminal, TerminalGone, connect
 from wherry.agent.capture import Capture, MetricRules
+from wherry.agent.commands import Commands
 from wherry.agent.errors import Failed
 from wherry.agent.journal import Journal
 from wherry.agent.outcome import not_started, outcome
@@ -87,6 +88,7 @@ class Agent:
         self._preparation: Preparation | None = None
         self._prepared: Prepared | None = None
         self._working = False  # the program runs, or will at once
+        self._commands: Commands | None = None
         self._result = ""
         self._began = time.monotonic()
 
@@ -102,15 +104,20 @@ class Agent:
         except Failed as failed:
             end = not_started(failed)
             self._hang_up(end)
+        self._journal.append(protocol.ENDED, json.dumps(end).encode())
+        held = self._to_be_held(end)
+        if self._commands and not held:
+            self._commands.close()
         if self._wake.why == "replaced":
             return
         sender = self._start_sender()
-        self._journal.append(protocol.ENDED, json.dumps(end).encode())
         try:
             self._upload()
         except _given_up():
             return
         self._phase("upload")
+        if held:
+            self._hold()
         self._journal.append(protocol.EXIT, json.dumps(end).encode())
         sender.finish()
 
@@ -167,7 +174,7 @@ class Agent:
     def _attach(self) -> Terminal:
         hello = {name: self._config[name] for name in ("rank", "world_size", "attempt")}
         try:
-            return Terminal(self._config["attach"], hello)
+            return connect(self._config["attach"], hello)
         except TerminalGone as error:
             raise Failed(
                 "start",
@@ -308,7 +315,10 @@ class Agent:
             command=prepared.command,
             on_oom=lambda: self._wake.end("oom"),
             faults=self._faults,
+            signs=lambda: capture.blocks,
+            stacks=self._stacks_in_words,
         )
+        self._heed(prepared)
         watch.start()
         ended = Supervisor(
             started,
@@ -350,6 +360,24 @@ class Agent:
         self._phase("run")
         return end
 
+    def _heed(self, prepared: Prepared) -> None:
+        """Do what people ask of the program, from its first round on."""
+        self._env = prepared.env
+        if self._commands is None:
+            self._commands = Commands(self._config, prepared.env, prepared.cwd, self._stacks)
+            self._commands.start()
+        self._commands.beside(prepared.env, prepared.cwd)
+
+    def _stacks(self, native: bool) -> dict[str, Any]:
+        from wherry.agent.stack import stacks
+
+        return stacks(self._config.get("py_spy", ""), self._env, native=native)
+
+    def _stacks_in_words(self) -> str:
+        from wherry.agent.stack import in_words
+
+        return in_words(self._stacks(False))
+
     def _grace(self) -> float:
         """Seconds from SIGTERM to SIGKILL: what the back end said last."""
         try:
@@ -382,6 +410,25 @@ class Agent:
             digest = uploader.store(Path(self._result))[0]
             self._journal.append(protocol.RESULT, json.dumps({"digest": digest}).encode())
         control.close()
+
+    def _to_be_held(self, end: dict[str, Any]) -> bool:
+        """Whether the program failed by itself and a person wants to see why; says so."""
+        seconds = float(self._spec.get("hold") or 0.0)
+        if not (seconds and self._commands and end["state"] == "failed") or self._wake.why:
+            return False
+        from wherry.agent.stall import in_words
+
+        failed = str(end["message"]).partition("\n")[0]
+        message = f"failed ({failed}); held for {in_words(seconds)}"
+        event = {"kind": "held", "message": message}
+        self._journal.append(protocol.EVENT, json.dumps(event).encode())
+        return True
+
+    def _hold(self) -> None:
+        """Stay, with the folder and the commands, until the time is over or the run is stopped."""
+        self._wake.ended.wait(float(self._spec["hold"]))
+        assert self._commands
+        self._commands.close()
 
     def _phase(self, name: str) -> None:
         now = time.monotonic()

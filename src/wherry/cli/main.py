@@ -34,6 +34,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "explain": ("explain:explain", "Say why a run waited, failed, was tried again"),
         "logs": ("logs:logs", "Print or follow what a run wrote"),
         "metrics": ("metrics:metrics", "Show the metrics of a run"),
+        "exec": ("beside:exec_", "Run a program, such as a shell, beside a rank's"),
+        "stack": ("stack:stack", "Show what every rank's Python does now"),
         "files": ("files:files", "List the files that a run kept"),
         "get": ("files:get", "Copy a run's files to a folder"),
     },
@@ -69,8 +71,8 @@ EXIT_CODES: dict[int, str] = {
     141: "the reader of the output went away",
 }
 RUN_EXIT_CODES = (
-    "A foreground `wherry run` exits with the script's own status, and with 128 + n where "
-    "signal n killed it."
+    "A foreground `wherry run`, and `wherry exec`, exit with the program's own status, and with "
+    "128 + n where signal n killed it."
 )
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

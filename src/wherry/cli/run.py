@@ -91,6 +91,10 @@ def until_module(args: Sequence[str], params: Sequence[click.Parameter]) -> list
 @click.option("--fail-on", multiple=True, metavar="END", help="Never after these.")
 @click.option("--backoff", metavar="TIME", help="Before the first retry; doubled with each.")
 @click.option("--grace", metavar="TIME", help="From SIGTERM to SIGKILL when it is stopped.")
+@click.option(
+    "--hold-on-failure", "hold", metavar="TIME", help="Keep a failed rank to look into, as 30m."
+)
+@click.option("--stall", metavar="TIME", help="Flag it after so long without a sign of life.")
 @click.option("--tag", "-t", "tags", multiple=True, help="To find it by; may be repeated.")
 @click.option("--note", help="Free text.")
 @click.option("--priority", type=int, help="Larger goes first.")
@@ -139,7 +143,7 @@ def changes(given: dict[str, Any]) -> dict[str, Any]:
     """What the options say, in a job file's form."""
     keys = (
         *("name", "processes", "timeout", "restarts", "backoff", "grace", "note", "priority"),
-        "group",
+        *("group", "hold", "stall"),
     )
     found: dict[str, Any] = {key: given[key] for key in keys if given[key] is not None}
     resources = {k: given[k] for k in ("cpu", "memory", "gpu") if given[k] is not None}

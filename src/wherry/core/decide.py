@@ -92,9 +92,10 @@ class MarkRunning(Struct, frozen=True):
 
 
 class StopAttempt(Struct, frozen=True):
-    """Stop every rank, for this reason."""
+    """Stop every rank but those of ``keep``, for this reason."""
 
     why: str
+    keep: frozenset[int] = frozenset()
 
 
 class EndAttempt(Struct, frozen=True):
@@ -139,7 +140,8 @@ class Facts(Struct, frozen=True, kw_only=True):
     """
     What is known. ``silent``: ranks whose lease is over; ``drained``: journals read already;
     ``ready``: ranks that have all but the others; ``settled``: nobody has come or gone for a while;
-    ``backoff``: the first delay where the job says none.
+    ``backoff``: the first delay where the job says none; ``kept``: the ranks of an attempt that is
+    being stopped that were not told.
     """
 
     run: Run
@@ -150,6 +152,7 @@ class Facts(Struct, frozen=True, kw_only=True):
     drained: frozenset[int] = frozenset()
     ready: frozenset[int] = frozenset()
     settled: bool = False
+    kept: frozenset[int] = frozenset()
     now: float = 0.0  #: seconds since the epoch
     backoff: float = 0.0  #: seconds
 
@@ -181,9 +184,11 @@ def _tend(facts: Facts, attempt: Attempt) -> Iterator[Action]:
     group = {"gang": _gang, "pool": _pool, "elastic": _elastic}[run.spec.group]
     moves: list[Action] = []
     if run.finished or run.stop_requested:
-        moves = [] if attempt.stopping else [StopAttempt("user")]
+        moves = [] if attempt.stopping and not facts.kept else [StopAttempt("user")]
     elif not attempt.stopping:
         moves = list(group(facts, attempt))
+    elif facts.kept and not held(run, attempt):
+        moves = [StopAttempt(attempt.stopping)]
     replaced = any(isinstance(move, Replace) for move in moves)
     if all(rank.state in RANK_TERMINAL for rank in attempt.ranks) and not replaced:
         if run.spec.group != "pool" or not _resting(facts, attempt):
@@ -259,7 +264,8 @@ def _gang(facts: Facts, attempt: Attempt) -> Iterator[Action]:
     """All or nothing: one that breaks stops all; when those that matter are done, so is the run."""
     if (broken := first_broken(attempt)) is not None:
         if _all_told(facts, broken):
-            yield StopAttempt(f"rank {broken.rank} {_word(broken)}")
+            keep = held(facts.run, attempt)
+            yield StopAttempt(f"rank {broken.rank} {_word(broken)}", keep=keep)
     elif _done(facts.run, attempt) and any(r.state not in RANK_TERMINAL for r in attempt.ranks):
         yield StopAttempt("done")
 
@@ -318,6 +324,20 @@ def _elastic(facts: Facts, attempt: Attempt) -> Iterator[Action]:
         yield Recall(attempt.round + 1)
 
 
+def held(run: Run, attempt: Attempt) -> frozenset[int]:
+    """
+    The ranks that failed by themselves and are kept for a person to look into: of a gang, only the
+    one that failed first, and only where it is not tried again.
+    """
+    if not run.spec.hold or run.stop_requested or run.finished or run.spec.group == "elastic":
+        return frozenset()
+    kept = [r for r in attempt.ranks if r.state is RankState.ENDING and failed(r)]
+    if run.spec.group == "gang":
+        first = first_broken(attempt)
+        kept = [r for r in kept if r is first and _cost(run, attempt, r) is None]
+    return frozenset(r.rank for r in kept)
+
+
 # --- what ranks are
 
 
@@ -370,20 +390,33 @@ def _outcome(facts: Facts, attempt: Attempt) -> Action:
     first = first_broken(attempt)
     if _well(run, attempt):
         return Finish(RunState.SUCCEEDED, None, 0)
-    if run.stop_requested:
+    if run.stop_requested and not (first and _looked_into(run, attempt)):
         code = attempt.ranks[0].exit_code
         return Finish(RunState.STOPPED, Verdict(cause="stopped", message="stopped"), code)
     if first is None:
         first = next(r for r in attempt.ranks if r.state is not RankState.SUCCEEDED)
     verdict = judge(first, run, attempt)
-    if run.spec.group == "gang" and _again(run, first):
-        gifts = attempt.id.number - 1 - run.restarts_used
-        if verdict.cause in FREE and gifts < _GIFTS:
-            return TryAgain(verdict, cost=0)
-        if run.restarts_used < run.spec.restarts:
-            return TryAgain(verdict, cost=1, delay=_delay(facts, run.restarts_used))
+    cost = None if run.stop_requested else _cost(run, attempt, first)
+    if cost is not None:
+        delay = _delay(facts, run.restarts_used) if cost else 0.0
+        return TryAgain(verdict, cost=cost, delay=delay)
     lost = verdict.cause in ("agent-lost", "lease", "preempted")
     return Finish(RunState.LOST if lost else RunState.FAILED, verdict, first.exit_code)
+
+
+def _looked_into(run: Run, attempt: Attempt) -> bool:
+    """Whether a person has ended what was held: the failure stays the reason."""
+    return bool(run.spec.hold) and attempt.stopping not in ("", "user", "done")
+
+
+def _cost(run: Run, attempt: Attempt, first: Rank) -> int | None:
+    """What another attempt of a gang costs in restarts; None where there is to be none."""
+    if run.spec.group != "gang" or not _again(run, first):
+        return None
+    gifts = attempt.id.number - 1 - run.restarts_used
+    if (first.cause or "exit") in FREE and gifts < _GIFTS:
+        return 0
+    return 1 if run.restarts_used < run.spec.restarts else None
 
 
 def _well(run: Run, attempt: Attempt) -> bool:

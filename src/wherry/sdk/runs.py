@@ -11,12 +11,12 @@ import hashlib
 import html
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wherry.core import files
-from wherry.core.api import LogLine, MetricSeries, RunDetail
+from wherry.core.api import LogLine, MetricSeries, RankStack, RunDetail
 from wherry.core.bundle import check_path
 from wherry.core.explain import Fact, explain
 from wherry.core.job import Group, JobSpec, Scalar
@@ -32,6 +32,8 @@ from wherry.sdk.functions import Function, load_result
 from wherry.sdk.submit import Draft, Prepared, prepare, send
 
 if TYPE_CHECKING:
+    import subprocess
+
     from wherry.bundle.environment import Choice
 
 Target = str | os.PathLike[str] | JobSpec | Callable[..., Any]
@@ -59,6 +61,8 @@ def run(
     backoff: str | float | None = None,
     timeout: str | float | None = None,
     grace: str | float | None = None,
+    hold: str | float | None = None,
+    stall: str | float | None = None,
     priority: int | None = None,
     tags: Iterable[str] | None = None,
     note: str | None = None,
@@ -92,6 +96,8 @@ def run(
     :param backoff: before the first retry, seconds or "1m"; doubled with each.
     :param cpu: cores of one rank. :param memory: of one rank, bytes or "4Gi". :param gpu: devices.
     :param timeout: of one attempt, seconds or "2h". :param grace: from SIGTERM to SIGKILL.
+    :param hold: keep a rank that failed for so long, to look into it. :param stall: flag the run
+        after so long without output, metric or CPU; 0: never.
     :param metrics: how to read metrics from output: ``{"accuracy": "accuracy=([0-9.]+)"}``.
     :param environment: "auto", or one rung of the ladder: "script", "lock", "requirements",
         "active" (the interpreter in use), "none" (Python alone).
@@ -107,7 +113,8 @@ def run(
         "name": name, "workers": _workers(workers), "group": group, "processes": processes,
         "resources": _said(resources) or None, "env": env, "params": params, "metrics": metrics,
         "restarts": restarts, "retry_on": _words(retry_on), "fail_on": _words(fail_on),
-        "backoff": backoff, "timeout": timeout, "grace": grace, "priority": priority,
+        "backoff": backoff, "timeout": timeout, "grace": grace, "hold": hold, "stall": stall,
+        "priority": priority,
         "tags": None if tags is None else tuple(tags), "note": note,
     }  # fmt: skip
     base = _changes(target) if isinstance(target, JobSpec) else {}
@@ -249,6 +256,42 @@ class Run:
     def metrics(self, *names: str, rank: int | None = None) -> list[MetricSeries]:
         """What was reported: one series for each name, rank and attempt."""
         return self._client.metrics(self.id, names=names, ranks=() if rank is None else (rank,))
+
+    def exec(
+        self,
+        command: Sequence[str],
+        *,
+        rank: int | None = None,
+        input: str | bytes | None = None,
+        timeout: float | None = None,
+        text: bool = True,
+    ) -> subprocess.CompletedProcess[Any]:
+        """
+        Run a program beside a rank's, with its folder, environment and user, and wait for its end.
+
+        ::
+
+            run.exec(["nvidia-smi"], rank=2).stdout
+
+        :param rank: None: the rank that is held (``hold``), else 0.
+        :param input: for its standard input. :param text: output is text, else bytes.
+        :param timeout: seconds; then it is ended and ``subprocess.TimeoutExpired`` raised.
+        :raises NotRunning: :raises NotFound: for a rank that the run does not have.
+        """
+        from wherry.sdk import beside
+
+        data = input.encode() if isinstance(input, str) else input
+        done: subprocess.CompletedProcess[Any] = beside.run(
+            self._client, self.id, command, rank=rank, input=data, timeout=timeout
+        )
+        if text:
+            done.stdout = done.stdout.decode(errors="replace")
+            done.stderr = done.stderr.decode(errors="replace")
+        return done
+
+    def stack(self, *, rank: int | None = None, native: bool = False) -> list[RankStack]:
+        """What the Python processes of every rank do now: one entry a rank."""
+        return self._client.stack(self.id, ranks=() if rank is None else (rank,), native=native)
 
     def stop(self, *, grace: float | None = None) -> Run:
         """
