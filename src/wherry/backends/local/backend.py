@@ -211,8 +211,7 @@ class LocalBackend:
             networks.make(
                 networks.wire(attempt, m.rank, m.incarnation) for m in plan.request.members
             )
-        except WherryError as error:
-            networks.remove(attempt)
+        except WherryError as error:  # what was made goes with the attempt
             none = {"missing": error.message}
             return [{**body, "config": {**body["config"], "network": none}} for body in bodies]
         return bodies
