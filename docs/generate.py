@@ -113,7 +113,8 @@ JOB_FIELDS = {
     "resources": "what one rank needs: see below",
     "env": "environment variables",
     "params": "parameters to record, beside those read from the command line",
-    "metrics": "how to read metrics from output: a regular expression, its first group the number",
+    "metrics": "how to read metrics from output: a regular expression, its first group the number; "
+    "`sample`, a line that it must match, is tried before the run",
     "restarts": "new attempts (in a pool: of each rank) after faults of machines",
     "retry_on": "what else is tried again: exit statuses `75`, `64-78`, signals `SIGSEGV`, causes "
     "`oom`, `any`",

@@ -57,6 +57,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("backoff", 1.0, "seconds", "before the first retry; doubled with each, up to 300"),
     Setting("elastic_settle", 3.0, "seconds", "how long an elastic group waits for one more"),
     Setting("grace", 10.0, "seconds", "between SIGTERM and SIGKILL when a run is stopped"),
+    Setting("stall", 600.0, "seconds", "no output, metric or CPU: the run is flagged; 0: never"),
     Setting("barrier_timeout", 600.0, "seconds", "how long ranks wait for each other"),
     Setting("max_file", 10 * 2**20, "bytes", "a larger file does not travel with the code"),
     Setting("report_batch", 8 * 2**20, "bytes", "the most that an agent reports in one request"),

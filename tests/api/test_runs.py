@@ -128,7 +128,7 @@ def test_runs_queue_for_cores_in_order(make_plane: Callable[[], Plane], backend:
     first, second = plane.submit(), plane.submit()
     plane.agent(first).start()
     waiting = plane.until(second.id, "queued")
-    assert eventually(lambda: plane.run(second.id).reason).startswith("needs 1 cores")
+    assert eventually(lambda: plane.run(second.id).reason).startswith("needs 1 core,")
     assert waiting.attempt == 0
     stopped = plane.submit()
     plane.answer(plane.http.post(f"/api/v1/runs/{stopped.id}/stop", json={}), Run)

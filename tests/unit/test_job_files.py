@@ -21,6 +21,7 @@ from wherry.core.job import (
     MetricRule,
     Resources,
     Role,
+    usable_name,
 )
 from wherry.errors import InvalidSpec, UnknownKey
 
@@ -245,15 +246,16 @@ def test_tables_are_merged_key_by_key_and_lists_replaced() -> None:
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
 KEYS = WORDS.filter(bool)
+TAGS = KEYS.filter(lambda text: text.isprintable() and text == text.strip())
+NAMES = WORDS.map(lambda text: text and usable_name(text))
 SCALARS = st.one_of(
     WORDS, st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False),
     st.booleans(), st.none(),
 )  # fmt: skip
 POSITIVE = st.floats(1e-6, 1e12)
-LABELS = st.from_regex(r"[a-zä0-9][a-z0-9 _.:-]{0,8}[a-z0-9]", fullmatch=True)
 SPECS = st.builds(
     JobSpec,
-    name=st.just("") | LABELS,
+    name=NAMES,
     command=st.lists(WORDS, min_size=1, max_size=4).map(tuple),
     call=st.none() | st.builds(Call, payload=WORDS, name=WORDS),
     group=st.sampled_from(["gang", "elastic", "pool"]),
@@ -278,7 +280,7 @@ SPECS = st.builds(
     timeout=st.none() | POSITIVE,
     grace=st.none() | POSITIVE,
     priority=st.integers(-100, 100),
-    tags=st.lists(LABELS, max_size=3).map(tuple),
+    tags=st.lists(TAGS, max_size=3).map(tuple),
     note=WORDS,
 ).map(lambda job: replace(job, processes=1) if job.group == "elastic" else job)
 

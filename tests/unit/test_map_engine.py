@@ -370,3 +370,14 @@ def test_a_size_that_was_said_is_kept() -> None:
     job = Counted(10_000, chunksize=7)
     job.learn(1, 10.0)
     assert job.size(2) == 7
+
+
+def test_the_next_job_of_a_function_begins_at_its_pace() -> None:
+    paces: dict[Any, tuple[float, int]] = {}
+    first, second, other = Counted(None), Counted(None), Job([])
+    first.recall(paces)
+    first.learn(10, 0.1)
+    second.recall(paces)
+    other.recall(paces)  # a list is no key
+    other.learn(1, 0.1)
+    assert second.size(2) == int(TARGET / 0.01)

@@ -79,6 +79,12 @@ class Control:
         with self._request(method, path, body, None) as answer:
             yield answer.read
 
+    @contextmanager
+    def flow(self, path: str) -> Iterator[Callable[[int], bytes]]:
+        """``read(n)``: what has come, without waiting for all. Raises what ``call`` does."""
+        with self._request("GET", path, None, None) as answer:
+            yield answer.read1
+
     def close(self) -> None:
         """Give up the connection; the next call makes a new one."""
         if self._connection is not None:

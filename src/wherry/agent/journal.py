@@ -64,6 +64,7 @@ class Journal:
         self.heard: Callable[[bytes], None] | None = None
         self.acked = 0
         self.last = 0  #: the newest frame's number
+        self.metrics = 0  #: how many frames of metrics were added
         self._sealed: deque[tuple[int, str, int]] = deque()  # last seq, file, bytes
         self._size = 0  # of the newest segment
         self._sent = 0  # bytes at its beginning that are acknowledged
@@ -82,6 +83,7 @@ class Journal:
             if any(self._dropped) and self._has_room():
                 self._confess()
             self._append(kind, payload, time.time() if when is None else when)
+            self.metrics += kind == protocol.METRIC
         self.written.set()
         if self.heard is not None and kind == protocol.METRIC:
             self.heard(payload)

@@ -18,8 +18,9 @@ import time
 from collections.abc import Callable
 
 from wherry.agent import platform, program, protocol
-from wherry.agent.attach import Terminal, TerminalGone
+from wherry.agent.attach import Terminal, TerminalGone, connect
 from wherry.agent.capture import Capture, MetricRules
+from wherry.agent.commands import Commands
 from wherry.agent.errors import Failed
 from wherry.agent.journal import Journal
 from wherry.agent.outcome import not_started, outcome
@@ -38,6 +39,7 @@ if TYPE_CHECKING:  # what only annotations need would cost a tenth of the start
 
 _FIRST = 0.05  #: seconds that belong to the start of the program alone
 _SHOWN = 20  #: last lines that go with a failure
+_READ = 500  #: last lines that are looked at for its cause
 
 
 def main(path: str) -> int:
@@ -86,6 +88,7 @@ class Agent:
         self._preparation: Preparation | None = None
         self._prepared: Prepared | None = None
         self._working = False  # the program runs, or will at once
+        self._commands: Commands | None = None
         self._result = ""
         self._began = time.monotonic()
 
@@ -101,15 +104,20 @@ class Agent:
         except Failed as failed:
             end = not_started(failed)
             self._hang_up(end)
+        self._journal.append(protocol.ENDED, json.dumps(end).encode())
+        held = self._to_be_held(end)
+        if self._commands and not held:
+            self._commands.close()
         if self._wake.why == "replaced":
             return
         sender = self._start_sender()
-        self._journal.append(protocol.ENDED, json.dumps(end).encode())
         try:
             self._upload()
         except _given_up():
             return
         self._phase("upload")
+        if held:
+            self._hold()
         self._journal.append(protocol.EXIT, json.dumps(end).encode())
         sender.finish()
 
@@ -166,7 +174,7 @@ class Agent:
     def _attach(self) -> Terminal:
         hello = {name: self._config[name] for name in ("rank", "world_size", "attempt")}
         try:
-            return Terminal(self._config["attach"], hello)
+            return connect(self._config["attach"], hello)
         except TerminalGone as error:
             raise Failed(
                 "start",
@@ -307,7 +315,10 @@ class Agent:
             command=prepared.command,
             on_oom=lambda: self._wake.end("oom"),
             faults=self._faults,
+            signs=lambda: capture.blocks,
+            stacks=self._stacks_in_words,
         )
+        self._heed(prepared)
         watch.start()
         ended = Supervisor(
             started,
@@ -318,6 +329,7 @@ class Agent:
             timeout=self._spec.get("timeout"),
             warn=lambda: _touch(prepared.env["WHERRY_STOPPING"]),
         ).run()
+        when = time.time()
         self._working = False
         if self._faults is not None:
             self._faults.over()
@@ -327,21 +339,44 @@ class Agent:
             self._journal.say(f"ended what the program left behind: {names}")
         self._result = watch.reports.result
         code = prepared.code
-        lines = capture.last_lines(_SHOWN)
+        lines = capture.last_lines(_READ) if ended.code else []
         end = outcome(
             ended.code,
             self._wake.why if ended.why == "round" else ended.why,
             attached=bool(self._config["attach"]),
             ran_out=watch.usage.ran_out(ended.code),
             error=watch.reports.error,
-            missing=code.explain(lines) if code and ended.code else None,
+            missing=code.explain(lines[-_SHOWN:]) if code and ended.code else None,
             spec=self._spec,
             peak=watch.usage.peak,
-            last_lines=lines if ended.code else [],
+            last_lines=lines,
+            shown=_SHOWN,
+            world=self._config["world_size"],
+            ports=self._ports.numbers if self._ports else (),
+            taken=self._ports.taken() if self._ports and ended.code else (),
+            ended=when,
         )
         self._hang_up(end)
         self._phase("run")
         return end
+
+    def _heed(self, prepared: Prepared) -> None:
+        """Do what people ask of the program, from its first round on."""
+        self._env = prepared.env
+        if self._commands is None:
+            self._commands = Commands(self._config, prepared.env, prepared.cwd, self._stacks)
+            self._commands.start()
+        self._commands.beside(prepared.env, prepared.cwd)
+
+    def _stacks(self, native: bool) -> dict[str, Any]:
+        from wherry.agent.stack import stacks
+
+        return stacks(self._config.get("py_spy", ""), self._env, native=native)
+
+    def _stacks_in_words(self) -> str:
+        from wherry.agent.stack import in_words
+
+        return in_words(self._stacks(False))
 
     def _grace(self) -> float:
         """Seconds from SIGTERM to SIGKILL: what the back end said last."""
@@ -375,6 +410,25 @@ class Agent:
             digest = uploader.store(Path(self._result))[0]
             self._journal.append(protocol.RESULT, json.dumps({"digest": digest}).encode())
         control.close()
+
+    def _to_be_held(self, end: dict[str, Any]) -> bool:
+        """Whether the program failed by itself and a person wants to see why; says so."""
+        seconds = float(self._spec.get("hold") or 0.0)
+        if not (seconds and self._commands and end["state"] == "failed") or self._wake.why:
+            return False
+        from wherry.agent.stall import in_words
+
+        failed = str(end["message"]).partition("\n")[0]
+        message = f"failed ({failed}); held for {in_words(seconds)}"
+        event = {"kind": "held", "message": message}
+        self._journal.append(protocol.EVENT, json.dumps(event).encode())
+        return True
+
+    def _hold(self) -> None:
+        """Stay, with the folder and the commands, until the time is over or the run is stopped."""
+        self._wake.ended.wait(float(self._spec["hold"]))
+        assert self._commands
+        self._commands.close()
 
     def _phase(self, name: str) -> None:
         now = time.monotonic()

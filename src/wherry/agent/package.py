@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 _MAIN = '''\
-"""Runs the agent: python FOLDER/__main__.py CONFIG"""
+"""Runs the agent: python FOLDER/__main__.py CONFIG; with --beside, what a person runs beside."""
 
 import os
 import sys
@@ -34,9 +34,11 @@ package = type(sys)("wherry")
 package.__path__ = [os.path.join(os.path.dirname(os.path.abspath(__file__)), "wherry")]
 sys.modules["wherry"] = package
 
-from wherry.agent.main import main
-
 if __name__ == "__main__":
+    if sys.argv[1] == "--beside":
+        from wherry.agent.beside import main
+    else:
+        from wherry.agent.main import main
     sys.exit(main(sys.argv[1]))
 '''
 _HERE = Path(__file__).parent

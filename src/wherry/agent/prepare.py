@@ -111,8 +111,11 @@ class Preparation:
     def phase(self, name: str) -> None:
         """Report how long it took since the last one."""
         now = time.monotonic()
-        record = {"phase": name, "seconds": now - self._began}
+        self._record(name, now - self._began)
         self._began = now
+
+    def _record(self, name: str, seconds: float) -> None:
+        record = {"phase": name, "seconds": seconds}
         self._journal.append(protocol.PHASE, json.dumps(record).encode())
 
     def _bundle(self) -> tuple[Any, str]:
@@ -194,6 +197,9 @@ class Preparation:
             for line in error.tail.splitlines():
                 self._journal.say(line)
             raise Failed("environment", error.message, error.hint) from None
+        if not built.reused:
+            # Within the phase of the environment: a run of the same packages would not have it.
+            self._record("build", time.monotonic() - self._began)
         return built.python, self._paths(built.bin, built.root)
 
     def _paths(self, folder: str, venv: str) -> dict[str, str]:

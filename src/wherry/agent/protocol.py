@@ -42,7 +42,21 @@ POST /reports                       body: frames, none for a heartbeat → ``{"a
 GET  /blobs/DIGEST                  → bytes
 POST /blobs/fetch                   JSON ``{"digests": [...]}`` → a pack, see :func:`iter_pack`
 PUT  /blobs/DIGEST                  bytes → 204
+GET  /commands?after=N&wait=SECONDS → ``{"commands": [{"number", "id", "kind", ...}]}``: those newer
+                                    than number N, none when ``wait`` is over; see below
+POST /commands/ID                   JSON: what came of it → 204
+GET  /channels/ID                   → attach frames from the person, for as long as there is one
+POST /channels/ID                   body: attach frames to the person, until the program has ended
 =================================== ================================================================
+
+**Commands**, which an agent fetches while its program runs or is held:
+
+====== =============================================================================================
+exec   ``{"channel"}``: take up the channel: GET, then POST; START says what to run beside the
+       program. The program ends with whichever end hangs up first.
+stack  ``{"native"}`` → ``{"processes": [{"pid", "command", "threads"}], "problems": [{"pid",
+       "code", "message", "hint"}]}``; threads as ``py-spy dump --json`` gives them
+====== =============================================================================================
 
 Any answer 409 with code ``stale-token`` means: another incarnation took over; kill the program and
 leave. 401, 403: the same. 5xx and no answer: try again, for as long as it takes.
@@ -78,6 +92,10 @@ the file ``WHERRY_REPORT``, each in one ``write``; the agent tails it::
 before it starts its program. Frames ``u32 length of payload | u8 type | payload``; types
 :data:`ATTACH`. The environment of a foreground run travels here and is stored nowhere. A client
 that goes away, or says DETACH, leaves the program running.
+
+The same frames go through a channel, where a person runs something beside the program: START has
+the ``command``, and ``env`` goes over the program's own. Here no HELLO is said, and a client that
+goes away ends what it started.
 
 **Config.** A back end starts ``python AGENT config.json`` (mode 0600) with the fields of
 :data:`CONFIG`.
@@ -124,6 +142,8 @@ CONFIG = {
     "threads": "cores allotted to this rank",
     "attach": "Unix socket of a waiting terminal, or ''",
     "uv": "path of uv, or ''",
+    "py_spy": "path of py-spy, or '': whatever is on the path",
+    "stall": "seconds without a sign of life after which the rank is flagged; 0: never",
     "grace": "seconds from SIGTERM to SIGKILL",
     "heartbeat": "seconds",
     "lease": "seconds",
@@ -185,7 +205,7 @@ ATTACH_HEADER = struct.Struct("<IB")
 # agent to terminal
 ATTACH_HELLO = 1  #: JSON {"rank", "world_size", "attempt"}
 ATTACH_OUT = 2  #: u8 stream, bytes
-ATTACH_ENDED = 3  #: JSON {"state", "exit_code", "signal"}
+ATTACH_ENDED = 3  #: JSON {"state", "exit_code", "signal"}; "message" where it never started
 ATTACH_NOTE = 4  #: UTF-8 text for the person, such as "building the environment"
 # terminal to agent
 ATTACH_START = 11  #: JSON {"env": {...}, "tty": {"rows", "cols"} or null, "stdin": bool}
@@ -193,6 +213,8 @@ ATTACH_IN = 12  #: bytes for stdin; empty: end of file
 ATTACH_SIGNAL = 13  #: JSON {"signal": number}: to the program's foreground process group
 ATTACH_RESIZE = 14  #: JSON {"rows", "cols"}
 ATTACH_DETACH = 15  #: nothing
+# either way
+ATTACH_NOTHING = 16  #: nothing: a quiet line is still there
 ATTACH = {
     name: value
     for name, value in list(globals().items())

@@ -28,8 +28,6 @@ class Usage:
     ``kills``: how many processes the kernel had killed for memory when the program started.
     """
 
-    period = 2.0  #: seconds between two points
-
     def __init__(self, journal: Journal, limits: dict[str, Any], kills: int) -> None:
         self._journal = journal
         self._limit: int | None = limits.get("memory")
@@ -43,6 +41,8 @@ class Usage:
         self._peak = 0
         self._polled = False
         self._before = (self._at, *_ended())
+        self.period = 2.0  #: seconds between two points
+        self.spent = 0.0  #: seconds of CPU in the last period
 
     def poll(self) -> bool:
         """Add a point; whether the program is over its limit and nobody but us enforces it."""
@@ -52,8 +52,9 @@ class Usage:
         spent = sum(p.cpu - self._cpu.get(p.pid, 0.0) for p in found if p.pid in self._cpu)
         fresh = sum(p.cpu for p in found if p.pid not in self._cpu)
         memory = sum(p.memory for p in found)
+        self.spent = max(0.0, spent + fresh)
         points = {
-            "cpu": max(0.0, spent + fresh) / max(now - self._at, 0.001),
+            "cpu": self.spent / max(now - self._at, 0.001),
             "memory": float(platform.cgroup_memory(self._cgroups) or memory),
         }
         self._cpu, self._at = {p.pid: p.cpu for p in found}, now

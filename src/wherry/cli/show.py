@@ -12,7 +12,7 @@ from wherry.cli import options
 
 if TYPE_CHECKING:
     from wherry.core.api import RunDetail
-    from wherry.core.run import File, Rank, Run
+    from wherry.core.run import Event, File, Rank, Run
 
 _MANY = 20  # ranks, metrics, events shown to a person
 
@@ -72,7 +72,7 @@ def _fields(detail: RunDetail, files: list[File]) -> Iterator[tuple[str, str]]:
         yield "files", f"{len(files)}, {size}: wherry files {run.id}"
     yield (
         "events",
-        _some([f"{ago(e.time, now)}: {e.message or e.kind}" for e in detail.events]),
+        _some([f"{ago(e.time, now)}: {_event(e)}" for e in detail.events]),
     )
     yield "log", f"wherry logs {run.id}"
     yield "again", f"wherry run --from {run.id}"
@@ -113,9 +113,18 @@ def _rank(run: Run, rank: Rank) -> str:
     from wherry.cli.output import duration
     from wherry.core.roster import label
 
-    phases = ", ".join(f"{name} {duration(took)}" for name, took in rank.phases.items())
+    shown = {name: took for name, took in rank.phases.items() if name != "build"}
+    phases = ", ".join(f"{name} {duration(took)}" for name, took in shown.items())
     code = f" ({rank.exit_code})" if rank.exit_code else ""
     return f"{label(run.spec, rank.rank)} {rank.state}{code}" + (f": {phases}" if phases else "")
+
+
+def _event(event: Event) -> str:
+    text, _, more = event.message.partition("\n")
+    text = text or event.kind
+    if event.rank is not None and not text.startswith("rank "):
+        text = f"rank {event.rank}: {text}"
+    return f"{text} (--json has the rest)" if more else text
 
 
 def _some(lines: list[str]) -> str:

@@ -24,6 +24,7 @@ from wherry.control.tokens import RankIdentity, Tokens
 from wherry.core import decide as d
 from wherry.core.admission import Ledger, need, threads
 from wherry.core.job import Amount
+from wherry.core.remarks import remarks
 from wherry.core.retry import LONGEST
 from wherry.core.roster import own_spec, roster
 from wherry.core.run import Attempt, AttemptId, Event, Observation, Run
@@ -50,6 +51,7 @@ class Options:
         self.elastic_settle: float = get("elastic_settle")
         self.barrier_timeout: float = get("barrier_timeout")
         self.spool_limit: int = get("spool_limit")
+        self.stall: float = get("stall")
 
 
 class Reconciler:
@@ -77,6 +79,7 @@ class Reconciler:
         self._watched: dict[str, AttemptId] = {}  # live attempts, by run
         self._leaving: dict[AttemptId, tuple[str, float]] = {}  # ended: back end, deadline
         self._drained: dict[AttemptId, set[int]] = {}
+        self._remarked: set[str] = set()  # runs whose ranks said something of themselves
         self._resting: set[str] = set()  # runs whose back-off is not over
         self._lobbies: dict[AttemptId, tuple[object, float]] = {}  # who waits, since when
 
@@ -104,6 +107,9 @@ class Reconciler:
         """A report was committed: wake who follows, and decide where a rank moved."""
         if report.state is not None or report.ended is not None or report.exit is not None:
             self.mark(report.attempt.run)
+        if report.events:
+            self._remarked.add(report.attempt.run)
+            self.mark(report.attempt.run)
         self.bus.publish(report.attempt.run)
 
     def adopt(self) -> None:
@@ -114,7 +120,7 @@ class Reconciler:
             self._watched[run.id] = attempt.id
             self.ledgers[run.backend].charge(run.id, self._need(run))
             if attempt.stopping:
-                self.live.stop(attempt.id)
+                self.live.stop(attempt.id, d.held(run, attempt))
             for rank in attempt.ranks:
                 if rank.state in (RankState.ARRIVED, RankState.RUNNING):
                     self.live.heard(attempt.id, rank.rank)  # its lease starts now
@@ -168,6 +174,7 @@ class Reconciler:
             lease=lease,
             barrier_timeout=self.options.barrier_timeout,
             spool_limit=self.options.spool_limit,
+            stall=self._stall(run),
         )
 
     # --- the loop
@@ -248,6 +255,9 @@ class Reconciler:
                 self._apply(facts, action)
             if not any(isinstance(a, _LOOK_AGAIN) for a in actions):
                 break
+        if run_id in self._remarked:
+            self._remarked.discard(run_id)
+            self._remark(self.store.run(run_id))
         if self.store_finished(run_id):
             self._watched.pop(run_id, None)
 
@@ -278,6 +288,7 @@ class Reconciler:
             drained=drained,
             ready=frozenset() if attempt is None else self.live.ready(attempt.id),
             settled=attempt is not None and self._settled(attempt),
+            kept=frozenset() if attempt is None else self.live.kept(attempt.id),
             now=self.clock(),
             backoff=self.options.backoff,
         )
@@ -368,11 +379,11 @@ class Reconciler:
                 self.store.form_round(attempt, number, members)
             case d.Recall(number):
                 self.live.recall(attempt, number)
-            case d.StopAttempt(why):
+            case d.StopAttempt(why, keep):
                 self.store.mark_stopping(attempt, why)
-                self._note(run, "stopping", f"every rank is stopped: {why}", attempt, None)
-                self.live.stop(attempt)
-                backend.stop(attempt, self._grace(run))
+                self.live.stop(attempt, keep)
+                if not keep:  # else each is told when it calls: a back end stops all or none
+                    backend.stop(attempt, self._grace(run))
             case d.EndAttempt():
                 self.store.end_attempt(attempt, self.clock())
                 self.live.forget(attempt)
@@ -380,6 +391,14 @@ class Reconciler:
                 self._lobbies.pop(attempt, None)
                 self._watched.pop(run.id, None)
                 self._leaving[attempt] = (run.backend, time.monotonic() + _TIDY)
+
+    def _remark(self, run: Run) -> None:
+        """Say what its ranks said last of themselves: that they are stalled, or held."""
+        if run.state in RUN_ACTIVE:
+            held = d.held(run, self.store.attempt(AttemptId(run.id, run.attempt)))
+            reason = remarks(run, self.store.events(run.id), held=held)
+            self.store.set_reason(run.id, reason, event=False)
+            self.bus.publish(run.id)
 
     def _wait(self, run: Run) -> None:
         reason = self.ledgers[run.backend].reason(run.id)
@@ -443,6 +462,12 @@ class Reconciler:
 
     def _grace(self, run: Run) -> float:
         return self.options.grace if run.spec.grace is None else run.spec.grace
+
+    def _stall(self, run: Run) -> float:
+        """Seconds without a sign of life; 0 where to wait for work is what a rank is for."""
+        if run.spec.stall is not None:
+            return run.spec.stall
+        return 0.0 if run.spec.call and run.spec.call.tasks else self.options.stall
 
     def _note(
         self, run: Run, kind: str, message: str, attempt: AttemptId, rank: int | None

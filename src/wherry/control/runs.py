@@ -64,6 +64,7 @@ class Runs:
             project=PROJECT,
             spec=spec,
             created=self.clock(),
+            reason=ask.why[:400],
             backend=ask.backend,
             parent=ask.parent,
             foreground=ask.foreground,

@@ -112,6 +112,7 @@ class MetricRule(Struct, frozen=True, kw_only=True, rename={"source": "from"}):
 
     pattern: str  #: a regular expression; its first group is the number
     source: Literal["stdout", "stderr"] = "stdout"
+    sample: str = ""  #: a line of the output that must match; pre-flight tries it
 
 
 class Environment(Struct, frozen=True, kw_only=True, omit_defaults=True):

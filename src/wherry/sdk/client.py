@@ -265,6 +265,17 @@ class Client:
         }  # fmt: skip
         return self._download(f"/runs/{segment(ref)}/logs", query)
 
+    def stack(
+        self, ref: str, *, ranks: Iterable[int] = (), native: bool = False
+    ) -> list[api.RankStack]:
+        """
+        What the Python processes of these ranks, or of all, do now.
+
+        :raises NotRunning: :raises NotFound: for a rank that it does not have.
+        """
+        query = {"rank": list(ranks), "native": native}
+        return self._get(f"/runs/{segment(ref)}/stack", list[api.RankStack], query)
+
     def metrics(
         self,
         ref: str,

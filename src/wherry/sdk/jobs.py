@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from wherry.agent import parcels
@@ -17,6 +18,11 @@ LEAST = 0.01  #: seconds that are not worth to be cut further, to spread the las
 GROWTH = 256  #: how many times larger a batch may be than the largest before
 SHORT = 0.2  #: seconds: what takes less may wait behind another at its worker
 BYTES = 1 << 20  #: of a batch, about
+
+_PACES = 100  # functions whose pace is remembered
+
+#: By function: seconds of a task, and the largest batch so far.
+Paces = dict[Any, tuple[float, int]]
 
 
 class Again(NamedTuple):
@@ -80,6 +86,7 @@ class Job:
         self._pace = 0.0  # seconds of a task, measured at the workers
         self._bytes = 0.0  # bytes of a task
         self._largest = 1
+        self._paces: Paces = {}
 
     # --- what a subclass says
 
@@ -147,12 +154,22 @@ class Job:
             size = min(size, int(BYTES / self._bytes))
         return max(1, size)
 
+    def recall(self, paces: Paces) -> None:
+        """Begin where an earlier job of the same function ended, and let later ones do so."""
+        self._paces = paces
+        with suppress(KeyError, TypeError):  # not known, or it cannot be a key
+            self._pace, self._largest = paces[self.function]
+
     def learn(self, count: int, seconds: float) -> None:
         """So many tasks took so long, all together."""
         if count:
             pace = max(seconds / count, 1e-7)
             self._pace = (self._pace + pace) / 2 if self._pace else pace
             self._largest = max(self._largest, count)
+            if len(self._paces) > _PACES:
+                self._paces.clear()
+            with suppress(TypeError):
+                self._paces[self.function] = self._pace, self._largest
 
     def weigh(self, count: int, size: int) -> None:
         """So many tasks were so many bytes."""

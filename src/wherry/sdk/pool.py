@@ -31,7 +31,7 @@ from wherry.core.states import RUN_TERMINAL, RunState
 from wherry.errors import NotPicklable, RunFailed, WherryError, WorkerLost
 from wherry.sdk.client import Client
 from wherry.sdk.functions import remote_error
-from wherry.sdk.jobs import Again, Batch, Job
+from wherry.sdk.jobs import Again, Batch, Job, Paces
 
 DEATHS = 3  #: workers that a task may kill
 _SEND = 4 << 20  # bytes of one request, about
@@ -49,6 +49,7 @@ class Pool:
         self.alive = 0  #: how many workers run
         self.memo: parcels.Memo | None = None  #: of arguments that do not change while it is set
         self._jobs: list[Job] = []
+        self._paces: Paces = {}
         self._batches: dict[int, Batch] = {}
         self._number = 0
         self._unsent: deque[int] = deque()
@@ -74,6 +75,8 @@ class Pool:
                 raise self.error
             if self._closing:
                 raise RuntimeError("cannot schedule new tasks after shutdown")
+            if job.function is not None:
+                job.recall(self._paces)
             self._jobs.append(job)
             self.wake()
 

@@ -11,13 +11,14 @@ import hashlib
 import html
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wherry.core import files
-from wherry.core.api import LogLine, MetricSeries, RunDetail
+from wherry.core.api import LogLine, MetricSeries, RankStack, RunDetail
 from wherry.core.bundle import check_path
+from wherry.core.explain import Fact, explain
 from wherry.core.job import Group, JobSpec, Scalar
 from wherry.core.run import File, Verdict
 from wherry.core.run import Run as Snapshot
@@ -26,10 +27,13 @@ from wherry.core.states import RunState
 from wherry.errors import InvalidInput, NestedSubmit, NotFound, RunFailed, Unavailable, WaitTimeout
 from wherry.sdk.client import Client, Stream
 from wherry.sdk.connect import connect
+from wherry.sdk.contexts import chosen, context
 from wherry.sdk.functions import Function, load_result
-from wherry.sdk.submit import Draft, prepare, send
+from wherry.sdk.submit import Draft, Prepared, prepare, send
 
 if TYPE_CHECKING:
+    import subprocess
+
     from wherry.bundle.environment import Choice
 
 Target = str | os.PathLike[str] | JobSpec | Callable[..., Any]
@@ -57,6 +61,8 @@ def run(
     backoff: str | float | None = None,
     timeout: str | float | None = None,
     grace: str | float | None = None,
+    hold: str | float | None = None,
+    stall: str | float | None = None,
     priority: int | None = None,
     tags: Iterable[str] | None = None,
     note: str | None = None,
@@ -64,6 +70,7 @@ def run(
     python: str = "",
     packages: Iterable[str] = (),
     folder: str | os.PathLike[str] | None = None,
+    preflight: bool = True,
     **kwargs: Any,
 ) -> Run:
     """
@@ -89,11 +96,15 @@ def run(
     :param backoff: before the first retry, seconds or "1m"; doubled with each.
     :param cpu: cores of one rank. :param memory: of one rank, bytes or "4Gi". :param gpu: devices.
     :param timeout: of one attempt, seconds or "2h". :param grace: from SIGTERM to SIGKILL.
+    :param hold: keep a rank that failed for so long, to look into it. :param stall: flag the run
+        after so long without output, metric or CPU; 0: never.
     :param metrics: how to read metrics from output: ``{"accuracy": "accuracy=([0-9.]+)"}``.
     :param environment: "auto", or one rung of the ladder: "script", "lock", "requirements",
         "active" (the interpreter in use), "none" (Python alone).
     :param python: build the environment with this version. :param packages: and with these.
     :param folder: the working folder; by default the current one.
+    :param preflight: look for mistakes before anything is queued; what may be one is a Python
+        warning. :raises Preflight: for what is sure to fail.
     :raises NestedSubmit: in a rank of another run. :raises WherryError: what is wrong, and a hint.
     """
     refuse_nested()
@@ -102,7 +113,8 @@ def run(
         "name": name, "workers": _workers(workers), "group": group, "processes": processes,
         "resources": _said(resources) or None, "env": env, "params": params, "metrics": metrics,
         "restarts": restarts, "retry_on": _words(retry_on), "fail_on": _words(fail_on),
-        "backoff": backoff, "timeout": timeout, "grace": grace, "priority": priority,
+        "backoff": backoff, "timeout": timeout, "grace": grace, "hold": hold, "stall": stall,
+        "priority": priority,
         "tags": None if tags is None else tuple(tags), "note": note,
     }  # fmt: skip
     base = _changes(target) if isinstance(target, JobSpec) else {}
@@ -117,8 +129,22 @@ def run(
         packages=tuple(packages),
     )
     prepared = prepare(draft)
+    if preflight:
+        _examine(prepared, on)
     client = connect(on)
-    return Run(client, send(client, prepared))
+    return Run(client, send(client, prepared, why=chosen(on)))
+
+
+def _examine(prepared: Prepared, on: str) -> None:
+    import warnings
+
+    from wherry.sdk import preflight
+
+    found = preflight.examine(prepared, here=context(on).endpoint is None)
+    for finding in found:
+        if finding.level == "warning":
+            warnings.warn(str(finding), stacklevel=3)
+    preflight.refuse(found)
 
 
 class Run:
@@ -171,6 +197,10 @@ class Run:
     def detail(self) -> RunDetail:
         """Everything known of it: attempts, ranks, parameters, metrics at a glance, events."""
         return self._client.run(self.id)
+
+    def explain(self) -> tuple[Fact, ...]:
+        """Why it waited, failed, was tried again, went there: from recorded facts, in order."""
+        return explain(self.detail())
 
     def wait(self, timeout: float | None = None) -> Run:
         """
@@ -227,6 +257,42 @@ class Run:
         """What was reported: one series for each name, rank and attempt."""
         return self._client.metrics(self.id, names=names, ranks=() if rank is None else (rank,))
 
+    def exec(
+        self,
+        command: Sequence[str],
+        *,
+        rank: int | None = None,
+        input: str | bytes | None = None,
+        timeout: float | None = None,
+        text: bool = True,
+    ) -> subprocess.CompletedProcess[Any]:
+        """
+        Run a program beside a rank's, with its folder, environment and user, and wait for its end.
+
+        ::
+
+            run.exec(["nvidia-smi"], rank=2).stdout
+
+        :param rank: None: the rank that is held (``hold``), else 0.
+        :param input: for its standard input. :param text: output is text, else bytes.
+        :param timeout: seconds; then it is ended and ``subprocess.TimeoutExpired`` raised.
+        :raises NotRunning: :raises NotFound: for a rank that the run does not have.
+        """
+        from wherry.sdk import beside
+
+        data = input.encode() if isinstance(input, str) else input
+        done: subprocess.CompletedProcess[Any] = beside.run(
+            self._client, self.id, command, rank=rank, input=data, timeout=timeout
+        )
+        if text:
+            done.stdout = done.stdout.decode(errors="replace")
+            done.stderr = done.stderr.decode(errors="replace")
+        return done
+
+    def stack(self, *, rank: int | None = None, native: bool = False) -> list[RankStack]:
+        """What the Python processes of every rank do now: one entry a rank."""
+        return self._client.stack(self.id, ranks=() if rank is None else (rank,), native=native)
+
     def stop(self, *, grace: float | None = None) -> Run:
         """
         Ask it to stop; returns itself at once. Again, or after the end: no error.
@@ -263,7 +329,7 @@ class Run:
     def _exception(self) -> bytes:
         """The pickle that the rank which failed first left of its exception; empty if none."""
         verdict = self._snapshot.verdict
-        if self.spec.call is None or verdict is None or verdict.cause != "exception":
+        if self.spec.call is None or verdict is None:
             return b""
         ranks = self.detail().attempts[-1].ranks
         digest = next((r.result for r in ranks if r.rank == verdict.rank), "")

@@ -149,6 +149,7 @@ def send(
     foreground: bool = False,
     attach: str = "",
     key: str = "",
+    why: str = "",
 ) -> Run:
     """
     Make the run; push first what the control plane does not have.
@@ -158,12 +159,18 @@ def send(
 
     :param attach: a Unix socket on this machine that the run's agents connect to.
     :param key: an idempotency key; by default a fresh one for this call.
+    :param why: it goes to this control plane, for people (``contexts.chosen``).
     :raises ChangedDuringCapture: where a file is written to all the time.
     """
     unsettled: set[str] = set()
     for _ in range(_TRIES):
         try:
-            return _send(client, prepared, backend, foreground, attach, key or new_key())
+            return _send(
+                client,
+                _submit(prepared, backend, foreground, attach, why),
+                prepared,
+                key or new_key(),
+            )
         except ChangedDuringCapture:
             if prepared.draft is None:
                 raise
@@ -171,7 +178,9 @@ def send(
             if again.spec.code.in_place:
                 unsettled |= _edited(prepared, again)
             prepared = again
-    return _send(client, prepared, backend, foreground, attach, key or new_key())
+    return _send(
+        client, _submit(prepared, backend, foreground, attach, why), prepared, key or new_key()
+    )
 
 
 def _edited(before: Prepared, after: Prepared) -> set[str]:
@@ -182,16 +191,18 @@ def _edited(before: Prepared, after: Prepared) -> set[str]:
     return {path for path in was if was[path] != now.get(path)}
 
 
-def _send(
-    client: Client, prepared: Prepared, backend: str, foreground: bool, attach: str, key: str
-) -> Run:
-    submit = Submit(
+def _submit(prepared: Prepared, backend: str, foreground: bool, attach: str, why: str) -> Submit:
+    return Submit(
         spec=prepared.spec,
         backend=backend,
         foreground=foreground,
         attach=attach,
         parent=prepared.parent,
+        why=why,
     )
+
+
+def _send(client: Client, submit: Submit, prepared: Prepared, key: str) -> Run:
     try:
         return client.submit(submit, key=key)
     except BundleMissing:

@@ -35,7 +35,9 @@ from wherry.blobs.base import Blobs
 from wherry.blobs.objects import ObjectBlobs
 from wherry.control.bus import Bus
 from wherry.control.cleanup import Cleanup, entries
+from wherry.control.commands import Commands
 from wherry.control.live import Live
+from wherry.control.look import Look
 from wherry.control.reconcile import Options, Reconciler
 from wherry.control.reports import Ingest
 from wherry.control.runs import Runs
@@ -45,7 +47,7 @@ from wherry.core.api import Prune, encode
 from wherry.core.ids import new_token
 from wherry.errors import Internal, InvalidInput, NotFound, WherryError
 from wherry.server.auth import Guard
-from wherry.server.routes import admin, agents, blobs, logs, runs, tasks
+from wherry.server.routes import admin, agents, blobs, logs, look, runs, tasks
 from wherry.server.services import Services
 from wherry.store.base import Store
 from wherry.store.sql import SCHEMA, SqlStore
@@ -91,6 +93,7 @@ class ControlPlane:
     ) -> None:
         self.url, self.keys = url, keys
         options = Options(settings.get)
+        commands = Commands()
         bus, live, tokens = Bus(), Live(lease=options.lease), Tokens(keys.secret)
         ingest = Ingest(store, live, lambda report: self.reconciler.changed(report))
         self.reconciler = Reconciler(
@@ -123,6 +126,8 @@ class ControlPlane:
             bus=bus,
             reconciler=self.reconciler,
             cleanup=_cleanup(home, store, blobs, use_cases, brokers),
+            commands=commands,
+            look=Look(store, commands),
             bundled=lru_cache(64)(lambda bundle: entries(blobs, bundle)),
             home=home,
             owner=getpass.getuser(),
@@ -142,6 +147,11 @@ class ControlPlane:
         """Begin to write and to decide."""
         self.services.ingest.start()
         self.reconciler.start()
+
+    def leave(self) -> None:
+        """Let nobody wait any longer: the process is about to end. On the event loop."""
+        self.services.commands.close()
+        self.services.bus.close()
 
     def close(self) -> None:
         """Stop deciding, write what is queued, release the store. Runs go on."""
@@ -226,6 +236,7 @@ def _routes(plane: ControlPlane) -> Litestar:
             logs.router,
             tasks.router,
             tasks.workers,
+            look.router,
         ],
         dependencies={"services": Provide(lambda: plane.services, sync_to_thread=False)},
         exception_handlers={

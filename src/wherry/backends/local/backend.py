@@ -74,6 +74,7 @@ class LocalBackend:
         self._server_file = server_file
         self._margin = margin
         self._uv = machine.uv()
+        self._py_spy = machine.py_spy()
         self._cgroups = Cgroups.detect()
         self._listeners: list[queue.SimpleQueue[AttemptId]] = []
         limits = self._cgroups.memory is not None and self._cgroups.cpu is not None
@@ -125,6 +126,8 @@ class LocalBackend:
             "threads": member.threads,
             "attach": request.attach,
             "uv": self._uv,
+            "py_spy": self._py_spy,
+            "stall": request.stall,
             "grace": request.grace,
             "heartbeat": request.heartbeat,
             "lease": request.lease,

@@ -21,6 +21,7 @@ from litestar.status_codes import HTTP_200_OK, HTTP_202_ACCEPTED, HTTP_204_NO_CO
 
 from wherry.agent.protocol import pack_item
 from wherry.blobs.base import Blobs
+from wherry.control.channels import outgoing
 from wherry.control.reports import parse
 from wherry.control.tokens import RankIdentity
 from wherry.core import elastic
@@ -29,6 +30,7 @@ from wherry.core.bundle import check_digest
 from wherry.core.run import Attempt, Event, Rank
 from wherry.core.states import RANK_TERMINAL, RankState
 from wherry.errors import Forbidden, NotFound, StaleToken
+from wherry.server.routes.look import fill
 from wherry.server.services import Services, Wired
 
 _INLINE = 64 * 1024  # bytes of frames that are parsed on the event loop
@@ -121,7 +123,7 @@ async def peers(
             ]
             return Response({"round": attempt.round, "peers": found})
         left = deadline - asyncio.get_running_loop().time()
-        if left <= 0 or services.live.stopping(who.attempt) or services.bus.closed:
+        if left <= 0 or services.live.stopping(who.attempt, who.rank) or services.bus.closed:
             missing = [r.rank for r in attempt.ranks if not _there(r, ready)]
             return Response({"missing": missing}, status_code=HTTP_202_ACCEPTED)
         await services.bus.wait(who.attempt.run, version, timeout=left)
@@ -174,7 +176,7 @@ async def reports(request: Request[Any, Any, Any], services: Wired) -> dict[str,
     services.live.heard(who.attempt, who.rank)
     return {
         "acked": acked,
-        "stop": services.live.stopping(who.attempt),
+        "stop": services.live.stopping(who.attempt, who.rank),
         "round": services.live.round(who.attempt),
     }
 
@@ -246,4 +248,57 @@ async def receive(blobs: Blobs, digest: str, stream: AsyncIterator[bytes]) -> No
         await asyncio.to_thread(blobs.put, digest, iter(lambda: spool.read(1 << 20), b""))
 
 
-router = Router(path="/agent/v1", route_handlers=[hello, peers, reports, fetch, fetch_many, store])
+@get("/commands")
+async def commands(
+    request: Request[Any, Any, Any],
+    services: Wired,
+    after: Annotated[int, QueryParameter(ge=0)] = 0,
+    wait: Annotated[float, QueryParameter(ge=0, le=60)] = 30.0,
+) -> dict[str, Any]:
+    """What is asked of this rank; after ``wait`` seconds nothing."""
+    who = identity(request)
+    await asyncio.to_thread(still_current, services, who)
+    return {"commands": await services.commands.waiting(who, after=after, wait=wait)}
+
+
+@post("/commands/{id:str}", status_code=HTTP_204_NO_CONTENT)
+async def answer(
+    request: Request[Any, Any, Any],
+    id: FromPath[str],
+    data: JSONBody[dict[str, Any]],
+    services: Wired,
+) -> None:
+    """What came of it."""
+    services.commands.answer(identity(request), id, data)
+
+
+@get("/channels/{id:str}")
+async def take(request: Request[Any, Any, Any], id: FromPath[str], services: Wired) -> Stream:
+    """Take up a channel: what the person at its other end sends."""
+    channel = services.commands.channel(id, identity(request))
+    channel.take()
+    body = outgoing(channel.to_rank, channel)
+    return Stream(body, media_type="application/octet-stream")
+
+
+@post("/channels/{id:str}", status_code=HTTP_204_NO_CONTENT, request_max_body_size=None)
+async def send(request: Request[Any, Any, Any], id: FromPath[str], services: Wired) -> None:
+    """What the program beside the rank's writes."""
+    await fill(request, services.commands.channel(id, identity(request)).to_person)
+
+
+router = Router(
+    path="/agent/v1",
+    route_handlers=[
+        hello,
+        peers,
+        reports,
+        fetch,
+        fetch_many,
+        store,
+        commands,
+        answer,
+        take,
+        send,
+    ],
+)
