@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from wherry.core.rehearsal import Rehearsal, Rehearsed
 
 #: Options of ``wherry run`` that make no sense here.
-_NOT_HERE = frozenset({"words", "detach", "dry_run", "source", "on", "as_json", "hold"})
+_NOT_HERE = frozenset({"words", "detach", "dry_run", "source", "on", "as_json"})
 
 
 @click.command(
@@ -62,8 +62,9 @@ rehearse.params += [p for p in run_command.params if p.name not in _NOT_HERE]
 def _rehearse(given: dict[str, Any]) -> int:
     from wherry.cli import output
     from wherry.cli.main import complain
-    from wherry.cli.run import say
+    from wherry.cli.run import examine, say
     from wherry.core.rehearsal import parse
+    from wherry.sdk.contexts import context
     from wherry.sdk.rehearse import attend, prepared_with
     from wherry.sdk.submit import Draft, send
 
@@ -79,6 +80,7 @@ def _rehearse(given: dict[str, Any]) -> int:
         packages=given["packages"],
     )
     prepared = prepared_with(draft, faults)
+    examine(given, prepared, here=context(given["on"]).endpoint is None)
     client = options.connect(given["on"])
     say(prepared)
     run = send(client, prepared)

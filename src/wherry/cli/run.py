@@ -234,7 +234,7 @@ def _check(given: dict[str, Any]) -> int:
     return 2 if any(finding.level == "error" for finding in found) else 0
 
 
-def _preflight(given: dict[str, Any], prepared: Prepared, *, here: bool) -> None:
+def examine(given: dict[str, Any], prepared: Prepared, *, here: bool) -> None:
     """Warn of what may go wrong. :raises Preflight: for what is sure to."""
     from wherry.sdk import preflight
 
@@ -283,7 +283,7 @@ def _leave(given: dict[str, Any], draft: Draft, *, here: bool) -> int:
 
     client, prepared = _prepare(given, draft)
     say(prepared)
-    _preflight(given, prepared, here=here)
+    examine(given, prepared, here=here)
     run = submit.send(client, prepared, why=chosen(given["on"]))
     if not given["detach"]:
         return _follow(client, run, as_json=given["as_json"])
@@ -305,7 +305,7 @@ def _attend(given: dict[str, Any], draft: Draft) -> int:
     client, prepared = _prepare(given, draft)
     _say_unrecorded(prepared)
     if prepared.spec.world_size > 1:
-        _preflight(given, prepared, here=True)
+        examine(given, prepared, here=True)
     with Listener() as listener:
         why = chosen(given["on"])
         run = submit.send(client, prepared, foreground=True, attach=listener.path, why=why)
