@@ -11,11 +11,12 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from wherry.cli import reference
-from wherry.core import job, schema, states
+from wherry.core import contract, job, schema, states
 from wherry.server.app import embedded
 
 DOCS = Path(__file__).parent
@@ -91,7 +92,7 @@ timeout: 2h
 ```
 
 `command` may be one line or a list of words; `memory` bytes or `4Gi`; a time (`timeout`, `grace`,
-`backoff`, `hold`, `stall`) seconds or `1h30m`; a metric its pattern alone. The
+`backoff`, `hold`, `stall`, `lease`) seconds or `1h30m`; a metric its pattern alone. The
 [JSON schema](job.schema.json) of all this, for editors, is also at `/api/v1/schemas/job`. What
 Wherry fills in by itself (`code`, `environment`, `call`,
 `spec_version`) is described in the classes of `wherry.core.job`.
@@ -112,7 +113,8 @@ JOB_FIELDS = {
     "resources": "what one rank needs: see below",
     "env": "environment variables",
     "params": "parameters to record, beside those read from the command line",
-    "metrics": "how to read metrics from output: a regular expression, its first group the number",
+    "metrics": "how to read metrics from output: a regular expression, its first group the number; "
+    "`sample`, a line that it must match, is tried before the run",
     "restarts": "new attempts (in a pool: of each rank) after faults of machines",
     "retry_on": "what else is tried again: exit statuses `75`, `64-78`, signals `SIGSEGV`, causes "
     "`oom`, `any`",
@@ -122,6 +124,8 @@ JOB_FIELDS = {
     "grace": "between SIGTERM and SIGKILL when the run is stopped",
     "hold": "how long the folder of a rank that failed is kept, with its agent",
     "stall": "silence after which the run is marked as stalled; 0: never",
+    "lease": "silence after which a rank is lost; by default the control plane's",
+    "faults": "what a rehearsal injects: `wherry rehearse` writes them",
     "priority": "larger goes first",
     "tags": "to find it by",
     "note": "free text",
@@ -224,7 +228,32 @@ def http_page() -> str:
     return "\n".join([*parts, *agents])
 
 
+# --- docs/reference/worker-contract.md
+
+
+CONTRACT_INTRO = """# What a rank finds in its environment
+
+Every rank of a run gets these variables, on every machine, so that a framework finds its peers in
+the way that it documents, and the same script runs alone and with others.
+[Frameworks](../guides/frameworks.md) has an example for each. Your own variables (`env:` of a job)
+are there, too, but do not replace these; thread counts that you set stay.
+
+The ports were free on their machine when the ranks met, and were held until the program started.
+"""
+
+
+def contract_page() -> str:
+    """The worker contract, by who reads it."""
+    parts = [CONTRACT_INTRO]
+    for (readers, where), rows in groupby(contract.CONTRACT, lambda v: (v.readers, v.where)):
+        parts += ["", f"**{readers}** · set: {where}", ""]
+        parts += ["| variable | meaning |", "| --- | --- |"]
+        parts += [f"| `{row.name}` | {row.meaning} |" for row in rows]
+    return "\n".join(parts)
+
+
 PAGES = {
+    "reference/worker-contract.md": contract_page,
     "concepts/states.md": states_page,
     "reference/job.md": job_page,
     "reference/http.md": http_page,

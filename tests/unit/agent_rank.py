@@ -111,6 +111,7 @@ class Rank:
             "spool_limit": 2**30,
             "py_spy": "",
             "stall": 0.0,
+            "network": {},
             "limits": {"memory": None, "cgroup": []},
             **over,
         }

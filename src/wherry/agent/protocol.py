@@ -30,10 +30,12 @@ EVENT    JSON ``{"kind", "message"}``: something for the run's history
 =================================== ================================================================
 POST /hello                         JSON ``{"protocol", "host", "address", "ports", "pid",
                                     "python"}`` → ``{"acked", "lease"}``
-GET  /peers?wait=SECONDS&round=N    → 200 ``{"round", "peers": [{"rank", "address", "ports"}]}`` in
-                                    their order, once all have arrived; 202 ``{"missing": [ranks]}``
-                                    when ``wait`` is over. ``round``: of an elastic group: the last
-                                    that this rank was in, and has left; 0 at first
+GET  /peers?wait=SECONDS&round=N    → 200 ``{"round", "peers": [{"rank", "address", "ports",
+                                    "key"}]}`` in their order, once all have arrived; 202
+                                    ``{"missing": [ranks]}`` when ``wait`` is over. ``round``: of an
+                                    elastic group: the last that this rank was in, and has left; 0
+                                    at first. ``key``: hexadecimal; whoever knows a rank's key is of
+                                    its attempt, see ``agent.remote``
 POST /reports                       body: frames, none for a heartbeat → ``{"acked", "stop",
                                     "round"}``. ``stop``: the run is being stopped; treat it as
                                     SIGTERM. ``round``: leave an older one and meet for this
@@ -74,6 +76,7 @@ journal     the newest frames; a torn last frame is possible. ``journal.SEQ``: o
 acked       text: the last seq that the control plane has stored
 report      what the user's process appends, see below
 output/     ``wherry.output_dir``
+mpi/        under ``mpirun``: the host file, and who may start what, see ``agent.remote``
 agent.log   the agent's own stderr
 =========== ========================================================================================
 
@@ -130,6 +133,7 @@ CONFIG = {
     "world_size": "workers x processes",
     "processes": "ranks per worker; local rank = rank % processes",
     "roles": "[role, index within it] of every rank; [] in a job without roles",
+    "launcher": "'torchrun' or 'mpi' where the command starts a worker's processes itself, else ''",
     "spec": "the JobSpec as JSON data, as this rank has it",
     "dir": "this rank's own folder: config, journal, output, report file",
     "shared_dir": "the attempt's folder on this machine: the code's copy",
@@ -145,6 +149,8 @@ CONFIG = {
     "lease": "seconds",
     "barrier_timeout": "seconds",
     "spool_limit": "bytes of unsent reports on disk",
+    "network": "of a rehearsal: {'namespace', 'address'} of the program, {'ip', 'hub', 'link'} to "
+    "cut it off, or {'missing'}: why not; else {}",
     "limits": "{'memory': bytes or None, 'cgroup': [paths] } set by the back end",
 }
 

@@ -24,7 +24,7 @@ from wherry.control.tokens import RankIdentity, Tokens
 from wherry.core import decide as d
 from wherry.core.admission import Ledger, need, threads
 from wherry.core.job import Amount
-from wherry.core.remarks import remarks
+from wherry.core.remarks import remarks, stall_limit
 from wherry.core.retry import LONGEST
 from wherry.core.roster import own_spec, roster
 from wherry.core.run import Attempt, AttemptId, Event, Observation, Run
@@ -149,6 +149,7 @@ class Reconciler:
         """What the back end is told of an attempt; by default, of one that is new."""
         spec = run.spec
         total = self.ledgers[run.backend].total
+        lease = self.options.lease if spec.lease is None else spec.lease
         members = []
         for place in roster(spec):
             number = incarnations[place.rank] if incarnations else 1
@@ -168,11 +169,12 @@ class Reconciler:
             server=self.url(),
             attach=run.attach,
             grace=self._grace(run),
-            heartbeat=self.options.heartbeat,
-            lease=self.options.lease,
+            # Three words have to be missed before a lease is over.
+            heartbeat=min(self.options.heartbeat, lease / 3),
+            lease=lease,
             barrier_timeout=self.options.barrier_timeout,
             spool_limit=self.options.spool_limit,
-            stall=self._stall(run),
+            stall=stall_limit(spec, self.options.stall),
         )
 
     # --- the loop
@@ -275,7 +277,7 @@ class Reconciler:
             attempt = self.store.attempt(AttemptId(run_id, run.attempt))
             if attempt.ended is None:
                 observation = self.backends[run.backend].observe(attempt.id)
-                silent = self.live.silent(attempt.id)
+                silent = self.live.silent(attempt.id, run.spec.lease)
                 drained = frozenset(self._drained.get(attempt.id, ()))
         return d.Facts(
             run=run,
@@ -366,6 +368,7 @@ class Reconciler:
                 self._note(run, "rank", f"rank {rank} {state}: {message}", attempt, rank)
             case d.Replace(rank, incarnation, cost):
                 if self.store.replace_rank(attempt, rank, incarnation, cost=cost):
+                    self._note(run, "replaced", f"rank {rank} is replaced", attempt, rank)
                     self.live.forget(attempt, rank)
                     self._drained.get(attempt, set()).discard(rank)
                     self._launch(run, attempt)
@@ -378,6 +381,8 @@ class Reconciler:
                 self.live.recall(attempt, number)
             case d.StopAttempt(why, keep):
                 self.store.mark_stopping(attempt, why)
+                who = "every rank" if not keep else "every rank but the held one"
+                self._note(run, "stopping", f"{who} is stopped: {why}", attempt, None)
                 self.live.stop(attempt, keep)
                 if not keep:  # else each is told when it calls: a back end stops all or none
                     backend.stop(attempt, self._grace(run))
@@ -460,13 +465,9 @@ class Reconciler:
     def _grace(self, run: Run) -> float:
         return self.options.grace if run.spec.grace is None else run.spec.grace
 
-    def _stall(self, run: Run) -> float:
-        """Seconds without a sign of life; 0 where to wait for work is what a rank is for."""
-        if run.spec.stall is not None:
-            return run.spec.stall
-        return 0.0 if run.spec.call and run.spec.call.tasks else self.options.stall
-
-    def _note(self, run: Run, kind: str, message: str, attempt: AttemptId, rank: int) -> None:
+    def _note(
+        self, run: Run, kind: str, message: str, attempt: AttemptId, rank: int | None
+    ) -> None:
         self.store.add_event(
             Event(
                 run=run.id,

@@ -32,6 +32,11 @@ POST /runs/{ref}/exec       Exec → attach frames (``agent.protocol``) from a p
                             To hang up ends the program.
 POST /channels/{id}         attach frames to that program, as they come: START is the first → 204
 GET  /runs/{ref}/stack      ?rank=&native= → [RankStack]: what every rank's Python does now
+POST /runs/{ref}/tasks      ?epoch=, frames (``agent.tasks``) → TasksTaken:
+                            chunks of tasks for the workers of ``wherry.map``; opaque to the server
+GET  /runs/{ref}/tasks      ?epoch=&after=&wait= → frames: what the workers answered. Keeps the
+                            driver's lease: without it the run is stopped
+DELETE /runs/{ref}/tasks    → 204: no more will come, the workers leave
 DELETE /runs/{ref}          → 204; 409 while it is not finished
 POST /prune                 Prune → Pruned
 POST /backup                Backup → BackupDone
@@ -64,6 +69,7 @@ class Submit(Struct, frozen=True, kw_only=True, omit_defaults=True):
     foreground: bool = False
     attach: str = ""  #: Unix socket on this machine that the agents connect to
     parent: str = ""  #: the run that this one repeats
+    why: str = ""  #: why it goes to this control plane, as an event of the run
 
 
 class Planned(Struct, frozen=True, kw_only=True):
@@ -173,6 +179,13 @@ class RankStack(Struct, frozen=True, kw_only=True):
     rank: int
     processes: tuple[ProcessStack, ...] = ()
     problems: tuple[Problem, ...] = ()
+
+
+class TasksTaken(Struct, frozen=True, kw_only=True):
+    """How many of the chunks were taken, by the broker of this ``epoch``."""
+
+    epoch: str
+    accepted: int
 
 
 class Prune(Struct, frozen=True, kw_only=True, omit_defaults=True):

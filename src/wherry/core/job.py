@@ -14,6 +14,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from wherry.core import retry
+from wherry.core.faults import Fault
+from wherry.core.launch import launcher
 from wherry.errors import InvalidSpec
 
 SPEC_VERSION = 1
@@ -110,6 +112,7 @@ class MetricRule(Struct, frozen=True, kw_only=True, rename={"source": "from"}):
 
     pattern: str  #: a regular expression; its first group is the number
     source: Literal["stdout", "stderr"] = "stdout"
+    sample: str = ""  #: a line of the output that must match; pre-flight tries it
 
 
 class Environment(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -186,16 +189,23 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     grace: Annotated[float, Meta(ge=0)] | None = None  #: seconds from SIGTERM to SIGKILL
     hold: Annotated[float, Meta(ge=0)] | None = None  #: seconds that a failed rank is kept
     stall: Annotated[float, Meta(ge=0)] | None = None  #: seconds without a sign of life; 0: never
+    lease: Annotated[float, Meta(gt=0)] | None = None  #: seconds of silence after which one is lost
+    faults: tuple[Fault, ...] = ()  #: what a rehearsal injects
     priority: int = 0  #: larger first
     tags: tuple[str, ...] = ()
     note: str = ""
 
     @property
+    def launcher(self) -> str:
+        """What starts a worker's processes in the agent's place, see ``core.launch``; or ""."""
+        return launcher(self.command)
+
+    @property
     def world_size(self) -> int:
-        """How many ranks the run has."""
+        """How many ranks the run has: with a launcher, one a worker."""
         if self.roles:
             return sum(role.count for role in self.roles.values())
-        return self.workers * self.processes
+        return self.workers * (1 if self.launcher else self.processes)
 
     def check(self) -> JobSpec:
         """This spec. :raises InvalidSpec: where its parts do not fit together."""
@@ -211,13 +221,19 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
         for env in (self.env, *(role.env for role in self.roles.values())):
             for key, value in env.items():
                 if not key or "=" in key or "\0" in key + value:
-                    raise InvalidSpec(f"{key!r} is not the name of an environment variable")
+                    raise InvalidSpec(
+                        f"{key!r} is not the name of an environment variable",
+                        hint="write NAME=VALUE",
+                    )
         self._check_group()
         for name, rule in self.metrics.items():
             try:
                 groups = re.compile(rule.pattern).groups
             except re.error as error:
-                raise InvalidSpec(f"metric {name!r}: {rule.pattern!r}: {error}") from None
+                raise InvalidSpec(
+                    f"metric {name!r}: {rule.pattern!r}: {error}",
+                    hint="a regular expression with the number in parentheses: loss=([0-9.]+)",
+                ) from None
             if groups < 1:
                 raise InvalidSpec(
                     f"metric {name!r}: {rule.pattern!r} has no group",
@@ -225,6 +241,8 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
                 )
         for end in (*self.retry_on, *self.fail_on):
             retry.check(end)
+        for fault in self.faults:
+            fault.check(self.world_size)
         return self
 
     def _check_group(self) -> None:
@@ -237,7 +255,7 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
             )
         if self.min_workers is not None and self.min_workers > self.workers:
             raise InvalidSpec(f"workers: min {self.min_workers} is more than max {self.workers}")
-        if elastic and (self.processes > 1 or self.roles):
+        if elastic and ((self.processes > 1 and not self.launcher) or self.roles):
             raise InvalidSpec(
                 "an elastic group has neither processes nor roles",
                 hint="workers: {min: 2, max: 8}; the processes of a worker are started by torchrun",
@@ -269,6 +287,8 @@ def with_defaults(spec: JobSpec) -> JobSpec:
         commands = [spec.command, *(role.command for role in spec.roles.values())]
         command: tuple[str, ...] = next(filter(None, commands), ())
         words = [w for w in command if w not in ("python", "python3", "-m")] or ["run"]
+        if launcher(command):  # the script's name tells more
+            words = [w for w in words if w.endswith(".py")] or words
         stem = words[0].rpartition("/")[2].removesuffix(".py")
     return msgspec.structs.replace(spec, name=usable_name(stem))
 
