@@ -24,7 +24,7 @@ from wherry.control.tokens import RankIdentity, Tokens
 from wherry.core import decide as d
 from wherry.core.admission import Ledger, need, threads
 from wherry.core.job import Amount
-from wherry.core.remarks import remarks
+from wherry.core.remarks import remarks, stall_limit
 from wherry.core.retry import LONGEST
 from wherry.core.roster import own_spec, roster
 from wherry.core.run import Attempt, AttemptId, Event, Observation, Run
@@ -174,7 +174,7 @@ class Reconciler:
             lease=lease,
             barrier_timeout=self.options.barrier_timeout,
             spool_limit=self.options.spool_limit,
-            stall=self._stall(run),
+            stall=stall_limit(spec, self.options.stall),
         )
 
     # --- the loop

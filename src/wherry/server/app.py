@@ -35,7 +35,6 @@ from wherry.blobs.base import Blobs
 from wherry.blobs.objects import ObjectBlobs
 from wherry.control.bus import Bus
 from wherry.control.cleanup import Cleanup, entries
-from wherry.control.commands import Commands
 from wherry.control.live import Live
 from wherry.control.look import Look
 from wherry.control.reconcile import Options, Reconciler
@@ -93,7 +92,6 @@ class ControlPlane:
     ) -> None:
         self.url, self.keys = url, keys
         options = Options(settings.get)
-        commands = Commands()
         bus, live, tokens = Bus(), Live(lease=options.lease), Tokens(keys.secret)
         ingest = Ingest(store, live, lambda report: self.reconciler.changed(report))
         self.reconciler = Reconciler(
@@ -150,7 +148,7 @@ class ControlPlane:
 
     def leave(self) -> None:
         """Let nobody wait any longer: the process is about to end. On the event loop."""
-        self.services.commands.close()
+        self.services.look.commands.close()
         self.services.bus.close()
 
     def close(self) -> None:
