@@ -463,12 +463,6 @@ class Reconciler:
     def _grace(self, run: Run) -> float:
         return self.options.grace if run.spec.grace is None else run.spec.grace
 
-    def _stall(self, run: Run) -> float:
-        """Seconds without a sign of life; 0 where to wait for work is what a rank is for."""
-        if run.spec.stall is not None:
-            return run.spec.stall
-        return 0.0 if run.spec.call and run.spec.call.tasks else self.options.stall
-
     def _note(
         self, run: Run, kind: str, message: str, attempt: AttemptId, rank: int | None
     ) -> None:

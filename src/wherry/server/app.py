@@ -35,6 +35,7 @@ from wherry.blobs.base import Blobs
 from wherry.blobs.objects import ObjectBlobs
 from wherry.control.bus import Bus
 from wherry.control.cleanup import Cleanup, entries
+from wherry.control.commands import Commands
 from wherry.control.live import Live
 from wherry.control.look import Look
 from wherry.control.reconcile import Options, Reconciler
@@ -124,8 +125,7 @@ class ControlPlane:
             bus=bus,
             reconciler=self.reconciler,
             cleanup=_cleanup(home, store, blobs, use_cases, brokers),
-            commands=commands,
-            look=Look(store, commands),
+            look=Look(store, Commands()),
             bundled=lru_cache(64)(lambda bundle: entries(blobs, bundle)),
             home=home,
             owner=getpass.getuser(),
@@ -232,9 +232,9 @@ def _routes(plane: ControlPlane) -> Litestar:
             blobs.router,
             runs.router,
             logs.router,
+            look.router,
             tasks.router,
             tasks.workers,
-            look.router,
         ],
         dependencies={"services": Provide(lambda: plane.services, sync_to_thread=False)},
         exception_handlers={
