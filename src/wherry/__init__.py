@@ -15,11 +15,14 @@ TYPE_CHECKING = False  # as in typing, whose import would cost more than all the
 if TYPE_CHECKING:
     from wherry import errors
     from wherry.agent.user import (
+        checkpoint,
         checkpoint_dir,
+        latest_checkpoint,
         output_dir,
         params,
         rank,
         report,
+        stopping,
         world_size,
     )
     from wherry.core.job import JobSpec
@@ -34,14 +37,17 @@ __all__ = [
     "Run",
     "WherryError",
     "__version__",
+    "checkpoint",
     "checkpoint_dir",
     "connect",
     "errors",
+    "latest_checkpoint",
     "output_dir",
     "params",
     "rank",
     "report",
     "run",
+    "stopping",
     "world_size",
 ]
 
@@ -50,13 +56,16 @@ _HOME = {
     "JobSpec": "wherry.core.job",
     "Run": "wherry.sdk.runs",
     "WherryError": "wherry.errors",
+    "checkpoint": "wherry.agent.user",
     "checkpoint_dir": "wherry.agent.user",
     "connect": "wherry.sdk.connect",
+    "latest_checkpoint": "wherry.agent.user",
     "output_dir": "wherry.agent.user",
     "params": "wherry.agent.user",
     "rank": "wherry.agent.user",
     "report": "wherry.agent.user",
     "run": "wherry.sdk.runs",
+    "stopping": "wherry.agent.user",
     "world_size": "wherry.agent.user",
 }
 #: They are folders that are made when they are asked for, so they are asked for each time.

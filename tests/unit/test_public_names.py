@@ -11,8 +11,9 @@ import pytest
 import wherry
 
 NAMES = [
-    "Client", "JobSpec", "Run", "WherryError", "__version__", "checkpoint_dir", "connect", "errors",
-    "output_dir", "params", "rank", "report", "run", "world_size",
+    "Client", "JobSpec", "Run", "WherryError", "__version__", "checkpoint", "checkpoint_dir",
+    "connect", "errors", "latest_checkpoint", "output_dir", "params", "rank", "report", "run",
+    "stopping", "world_size",
 ]  # fmt: skip
 
 
