@@ -42,6 +42,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("elastic_settle", 3.0, "seconds", "how long an elastic group waits for one more"),
     Setting("grace", 10.0, "seconds", "between SIGTERM and SIGKILL when a run is stopped"),
     Setting("barrier_timeout", 600.0, "seconds", "how long ranks wait for each other"),
+    Setting(
+        "checkpoints", "folder", "way", "how they survive here: folder, or blobs as on a cluster"
+    ),
     Setting("max_file", 10 * 2**20, "bytes", "a larger file does not travel with the code"),
     Setting("report_batch", 8 * 2**20, "bytes", "the most that an agent reports in one request"),
     Setting("spool_limit", 4 * 2**30, "bytes", "unsent reports a rank may keep on disk"),

@@ -84,6 +84,7 @@ class Agent:
         self._prepared: Prepared | None = None
         self._working = False  # the program runs, or will at once
         self._result = ""
+        self._carrier: Any = None
         self._began = time.monotonic()
 
     @property
@@ -149,11 +150,15 @@ class Agent:
         if not recalled and end["state"] != "failed":
             return None
         self._wake.again()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self._folder}/stopping")
         if not recalled:
             self._journal.append(protocol.ENDED, json.dumps(end).encode())
         # What was said of this round has to be known before the next is asked for.
         while self._journal.unsent and not self._wake.ended.wait(_FIRST):
             pass
+        with contextlib.suppress(*_given_up()):
+            self._carry_rest()
         try:
             return self._run_aside(self._preparation.meet)
         except Failed:
@@ -218,7 +223,8 @@ class Agent:
         """Whether the control plane is needed before the program can start."""
         built = self._spec.get("environment", {}).get("kind") == "built"
         fetches = not self._spec.get("code", {}).get("in_place") or bool(self._spec.get("call"))
-        return meets(self._config) or built or fetches
+        elsewhere = not self._config["checkpoints_shared"]
+        return meets(self._config) or built or fetches or elsewhere
 
     def _note(self, text: str) -> None:
         self._journal.say(text)
@@ -293,6 +299,7 @@ class Agent:
             on_oom=lambda: self._wake.end("oom"),
         )
         watch.start()
+        self._carry()
         ended = Supervisor(
             started,
             capture,
@@ -347,6 +354,8 @@ class Agent:
         from wherry.agent.calls import Control
         from wherry.agent.files import Uploader, outputs
 
+        # First: where the machine is about to go, this matters most.
+        self._carry_rest()
         control = Control(self._config)
         uploader = Uploader(control, self._journal, self._gone)
         root = Path(prepared.env["WHERRY_OUTPUT_DIR"])
@@ -357,6 +366,20 @@ class Agent:
             digest = uploader.store(Path(self._result))[0]
             self._journal.append(protocol.RESULT, json.dumps({"digest": digest}).encode())
         control.close()
+
+    def _carry(self) -> None:
+        """Send checkpoints as soon as they are complete, where no folder survives attempts."""
+        if not self._config["checkpoints_shared"]:
+            from wherry.agent.carry import Carrier
+
+            self._carrier = Carrier(self._config, self._journal, self._gone)
+            self._carrier.start()
+
+    def _carry_rest(self) -> None:
+        """What is left of it once the program is over. Again: nothing."""
+        carrier, self._carrier = self._carrier, None
+        if carrier is not None:
+            carrier.finish()
 
     def _phase(self, name: str) -> None:
         now = time.monotonic()

@@ -54,7 +54,7 @@ class LocalBackend:
     ``agent``: the unpacked agent's ``__main__.py`` (see ``agent.package``). ``python``: what it
     runs on. ``server_file``: the file that says where a restarted control plane listens.
     ``margin``: seconds after its grace in which an agent that was told to stop may kill its
-    program itself.
+    program itself. ``checkpoints_shared``: False: they travel as they do without a shared folder.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class LocalBackend:
         python: str = sys.executable,
         server_file: str = "",
         margin: float = 2.0,
+        checkpoints_shared: bool = True,
     ) -> None:
         self._home = home
         self._attempts = home / "attempts"
@@ -72,6 +73,7 @@ class LocalBackend:
         self._python = python
         self._server_file = server_file
         self._margin = margin
+        self._checkpoints_shared = checkpoints_shared
         self._uv = machine.uv()
         self._cgroups = Cgroups.detect()
         self._listeners: list[queue.SimpleQueue[AttemptId]] = []
@@ -118,7 +120,12 @@ class LocalBackend:
             "dir": str(folder),
             "shared_dir": str(shared),
             "cache": str(self._home / "cache"),
-            "checkpoints": str(self._home / "checkpoints" / attempt.run),
+            "checkpoints": str(
+                self._home / "checkpoints" / attempt.run
+                if self._checkpoints_shared
+                else shared / "checkpoints"
+            ),
+            "checkpoints_shared": self._checkpoints_shared,
             "threads": member.threads,
             "attach": request.attach,
             "uv": self._uv,
