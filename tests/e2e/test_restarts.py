@@ -10,7 +10,6 @@ import os
 import re
 import signal
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -189,48 +188,43 @@ attempt = int(os.environ["WHERRY_ATTEMPT"])
 print("attempt", attempt, flush=True)
 if attempt == 1: {fate}
 """
+HUNGRY = """
+import os, time
+if os.environ["WHERRY_ATTEMPT"] == "1":
+    held = [bytearray(os.urandom(10**7)) for _ in range(30)]
+    time.sleep(60)
+"""
 
 
-@pytest.mark.parametrize(
-    ("fate", "rules", "state", "attempts"),
-    [
-        ("sys.exit(75)", "restarts: 1", "failed", 1),
-        ("sys.exit(75)", "restarts: 1\nretry_on: 75", "succeeded", 2),
-        ("sys.exit(75)", "restarts: 1\nretry_on: [70-80]", "succeeded", 2),
-        ("sys.exit(75)", "retry_on: 75", "failed", 1),
-        ("sys.exit(75)", "restarts: 1\nretry_on: any\nfail_on: 75", "failed", 1),
-        ("os.kill(0, signal.SIGKILL)", "restarts: 1\nretry_on: SIGKILL", "succeeded", 2),
-        ("raise ValueError('no')", "restarts: 1\nretry_on: exit", "succeeded", 2),
-    ],
-    ids=["nobody-asked", "code", "range", "no-restarts", "fail-wins", "signal", "exit"],
-)
-def test_the_job_file_says_what_is_tried_again(
-    make_world: Callable[..., World], fate: str, rules: str, state: str, attempts: int
-) -> None:
-    world = make_world()
-    run = submit(world, f"backoff: 0\n{rules}\n", ONCE.format(fate=fate))
-    done = over(world, run)
-    assert (done.state, done.attempt) == (state, attempts)
-    assert done.restarts_used == attempts - 1
+RULES = [
+    ("sys.exit(75)", "restarts: 1", "failed", 1),
+    ("sys.exit(75)", "restarts: 1\nretry_on: 75", "succeeded", 2),
+    ("sys.exit(75)", "restarts: 1\nretry_on: [70-80]", "succeeded", 2),
+    ("sys.exit(75)", "retry_on: 75", "failed", 1),
+    ("sys.exit(75)", "restarts: 1\nretry_on: any\nfail_on: 75", "failed", 1),
+    ("os.kill(0, signal.SIGKILL)", "restarts: 1\nretry_on: SIGKILL", "succeeded", 2),
+    ("raise ValueError('no')", "restarts: 1\nretry_on: exit", "succeeded", 2),
+    ("os.kill(0, signal.SIGKILL)", "restarts: 1", "failed", 1),
+]
 
 
-@pytest.mark.parametrize(("rules", "attempts"), [("", 1), ("retry_on: oom\n", 2)])
-def test_memory_that_ran_out_is_tried_again_only_where_the_job_says_so(
-    make_world: Callable[..., World], rules: str, attempts: int
-) -> None:
-    world = make_world()
-    run = submit(
-        world,
-        f"resources: {{memory: 64Mi}}\nrestarts: 1\nbackoff: 0\n{rules}",
-        "import os\nif os.environ['WHERRY_ATTEMPT'] == '1': held = [b'x' * 10**7] * 1 + "
-        "[bytearray(os.urandom(10**7)) for _ in range(30)]; import time; time.sleep(60)\n",
-    )
-    done = over(world, run)
-    assert done.attempt == attempts
-    if attempts == 1:
-        assert done.verdict is not None and done.verdict.cause == "oom"
-    else:
-        assert done.state == "succeeded"
+def test_the_job_file_says_what_is_tried_again(world: World) -> None:
+    made = [submit(world, f"backoff: 0\n{r}\n", ONCE.format(fate=f)) for f, r, _, _ in RULES]
+    for run, (fate, rules, state, attempts) in zip(made, RULES, strict=True):
+        done = over(world, run)
+        wanted = (state, attempts, attempts - 1)
+        assert (done.state, done.attempt, done.restarts_used) == wanted, (fate, rules)
+
+
+def test_memory_that_ran_out_is_tried_again_only_where_the_job_says_so(world: World) -> None:
+    made = [
+        submit(world, f"resources: {{memory: 64Mi}}\nrestarts: 1\nbackoff: 0\n{rules}", HUNGRY)
+        for rules in ("", "retry_on: oom\n")
+    ]
+    first, second = [over(world, run) for run in made]
+    assert (first.state, first.attempt) == ("failed", 1)
+    assert first.verdict is not None and first.verdict.cause == "oom"
+    assert (second.state, second.attempt) == ("succeeded", 2)
 
 
 def test_the_restarts_are_used_up_and_each_wait_is_shown(make_world: Callable[..., World]) -> None:
@@ -260,7 +254,3 @@ def test_a_run_that_waits_for_its_next_attempt_says_so_and_can_be_stopped(
     assert "again in 3600 s" in world.cli("show", run).stdout, waiting
     world.client().stop(run)
     assert over(world, run).state == "stopped"
-
-
-def read(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
