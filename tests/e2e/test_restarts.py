@@ -153,6 +153,7 @@ def test_without_a_shared_folder_checkpoints_and_own_files_come_back(
     assert not (world.home / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_what_a_dead_attempt_did_not_finish_sending_is_not_seen(
     make_world: Callable[..., World],
 ) -> None:
@@ -208,6 +209,7 @@ RULES = [
 ]
 
 
+@pytest.mark.slow
 def test_the_job_file_says_what_is_tried_again(world: World) -> None:
     made = [submit(world, f"backoff: 0\n{r}\n", ONCE.format(fate=f)) for f, r, _, _ in RULES]
     for run, (fate, rules, state, attempts) in zip(made, RULES, strict=True):
@@ -216,6 +218,7 @@ def test_the_job_file_says_what_is_tried_again(world: World) -> None:
         assert (done.state, done.attempt, done.restarts_used) == wanted, (fate, rules)
 
 
+@pytest.mark.slow
 def test_memory_that_ran_out_is_tried_again_only_where_the_job_says_so(world: World) -> None:
     made = [
         submit(world, f"resources: {{memory: 64Mi}}\nrestarts: 1\nbackoff: 0\n{rules}", HUNGRY)
@@ -227,6 +230,7 @@ def test_memory_that_ran_out_is_tried_again_only_where_the_job_says_so(world: Wo
     assert (second.state, second.attempt) == ("succeeded", 2)
 
 
+@pytest.mark.slow
 def test_the_restarts_are_used_up_and_each_wait_is_shown(make_world: Callable[..., World]) -> None:
     world = make_world()
     run = submit(world, "restarts: 2\nretry_on: exit\nbackoff: 0.25\n", "raise SystemExit(3)\n")
@@ -244,8 +248,7 @@ def test_a_run_that_waits_for_its_next_attempt_says_so_and_can_be_stopped(
     make_world: Callable[..., World],
 ) -> None:
     world = make_world()
-    run = submit(world, "restarts: 1\nretry_on: exit\nbackoff: 1h\n", "raise SystemExit(3)\n")
-    world.until(run, "queued")
+    run = submit_in_place(world, "raise SystemExit(3)\n", retry_on=("exit",), backoff=3600.0)
     waiting = eventually(
         lambda: (
             r if (r := world.client().run(run).run).attempt == 1 and r.restarts_used == 1 else None
