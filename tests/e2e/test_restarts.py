@@ -116,6 +116,30 @@ def test_a_gang_goes_on_from_its_checkpoint_on_every_rank(
     assert later == [f"2 0 from {saved}", f"2 1 from {saved}"]
 
 
+ROUNDS = """
+import os, signal, sys, time, wherry
+found = wherry.latest_checkpoint()
+with open("ledger", "a") as ledger: ledger.write(f"{found and found.name} {wherry.stopping()}\\n")
+if found is None:
+    while not wherry.stopping(): time.sleep(0.01)
+    if wherry.rank() == 0:
+        with wherry.checkpoint(5) as made: (made / "x").touch()
+"""
+
+
+def test_an_elastic_group_saves_when_it_is_called_and_goes_on_in_the_next_round(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(checkpoints="blobs", backoff="0", elastic_settle="0.2")
+    run = submit_in_place(world, ROUNDS, group="elastic", workers=2, min_workers=1)
+    eventually((world.project / "ledger").exists)
+    eventually(lambda: len(ledger(world)) == 2)
+    os.kill(agent_pid(world, run, rank=1), signal.SIGKILL)
+    assert over(world, run).state == "succeeded"
+    assert ledger(world)[:2] == ["None False"] * 2
+    assert set(ledger(world)[2:]) == {"step-5 False"}
+
+
 # --- checkpoints by blobs
 
 

@@ -23,7 +23,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -316,9 +315,9 @@ def _rename(source: Path, target: Path) -> bool:
 
 def _remove(path: Path, root: Path | None = None) -> None:
     """Make it disappear at once, then remove it. By two at once: no error."""
-    aside = Path(tempfile.mkdtemp(prefix=_GONE, dir=root or path.parent))
+    aside = (root or path.parent) / f"{_GONE}{os.urandom(8).hex()}"
     with contextlib.suppress(FileNotFoundError):
-        os.rename(path, aside / path.name)
+        os.rename(path, aside)
     shutil.rmtree(aside, ignore_errors=True)
 
 

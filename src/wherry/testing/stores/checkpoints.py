@@ -104,9 +104,9 @@ class CheckpointContract:
     def test_own_files_are_those_of_their_last_writers(self, store: Store) -> None:
         attempt = started(store)
 
-        def own(files: tuple[Kept, ...], **gone: tuple[str, ...]) -> None:
+        def own(files: tuple[Kept, ...], gone: tuple[str, ...] = ()) -> None:
             made = Checkpoint(run=attempt.run, attempt=1, rank=0, name="", files=files)
-            store.keep_checkpoint(made, 1, **gone)
+            store.keep_checkpoint(made, 1, gone=gone)
 
         own(kept("a", "b", "c"))
         own(kept("b", number=2), gone=("c", "unknown"))
