@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.agent_rank import Rank, interpreters
+from tests.unit.agent_rank import Rank, interpreters, until
 from wherry.agent import protocol
 from wherry.agent.checkpoint import MANIFEST
 from wherry.testing.sink import AgentSink
@@ -89,19 +88,24 @@ def test_one_that_is_made_in_the_grace_counts(make: Callable[..., Rank], sink: A
 
 
 def test_one_that_the_program_removes_while_it_is_sent_is_sent_whole(
-    make: Callable[..., Rank], sink: AgentSink
+    make: Callable[..., Rank], sink: AgentSink, tmp_path: Path
 ) -> None:
-    end = make().run(
-        SAVE + "for step in range(20):\n"
-        "    with wherry.checkpoint(step, keep=1) as made:\n"
-        "        (made / 'x').write_bytes(os.urandom(9))\n"
-        "    time.sleep(0.05)\n"
+    rank = make().start(
+        SAVE + "print('on', flush=True); wait('go'); save(1, 'one'); wait('on')\n"
+        "with wherry.checkpoint(2, keep=1) as made: (made / 'x').touch()\n"
+        "open('removed', 'w').close(); wait('end')\n"
     )
-    assert end["state"] == "succeeded"
-    assert names(sink)[-1] == "step-19"
-    for sent in sink.checkpoints:
-        manifest = json.loads(sink.blobs[sent["files"][-1]["digest"]])
-        assert [f["digest"] for f in manifest["files"]] == [f["digest"] for f in sent["files"][:-1]]
+    sink.wait(lambda: b"on" in rank.log())
+    sink.mode = "refuse"
+    (rank.work / "go").touch()
+    until(lambda: list((tmp_path / "checkpoints").glob(".wherry-sending-*/deep")))
+    (rank.work / "on").touch()
+    until((rank.work / "removed").exists)
+    sink.mode = "ok"
+    sink.wait(lambda: names(sink) == ["step-1", "step-2"])
+    (rank.work / "end").touch()
+    assert rank.wait() == 0
+    assert [path.name for path in (tmp_path / "checkpoints").glob("*")].count("step-1") == 0
 
 
 def test_one_that_was_changed_afterwards_is_not_sent(
