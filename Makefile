@@ -12,10 +12,10 @@ BIN := .venv/bin
 DEFAULT := not slow and not cluster and not browser and not frameworks
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: help setup demo test test-all check format bench docs lock clean
+.PHONY: help setup demo test test-all check format bench docs frameworks-setup lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
 
 setup: ## bring .venv up to date
 	@.ci/setup
@@ -26,14 +26,15 @@ demo: setup ## train on two workers, live, and say what came of it
 test: check ## check, then the tests that take minutes at most
 	@$(PYTEST) -m "$(DEFAULT)"
 
-test-all: check ## check, then every test that this machine can run
+test-all: check frameworks-setup ## check, then every test that this machine can run
 	@$(PYTEST)
 
-check: setup ## lint, format, types, who imports whom
+check: setup ## lint, format, types, who imports whom, budgets, generated docs
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python -m pytest -q -n 0 tests/architecture tests/docs/test_reference.py
 
 format: setup ## mend what can be mended by itself
 	@$(BIN)/ruff check --fix
@@ -44,6 +45,9 @@ bench: setup ## every figure of bench/README.md, as one table
 
 docs: setup ## write docs/reference and the drawings again
 	@$(BIN)/python docs/generate.py
+
+frameworks-setup: setup ## torch, TensorFlow, Open MPI ... for the tests marked frameworks (4 GB)
+	@.ci/frameworks-setup
 
 lock: setup ## newer packages: writes requirements.lock
 	@$$(.ci/setup --print-uv) pip compile --quiet --universal --python-version 3.11 --upgrade \

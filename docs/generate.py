@@ -6,15 +6,17 @@ Write the pages that have a table or a schema as their source: ``make docs``.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from wherry.cli import reference
-from wherry.core import job, states
+from wherry.core import contract, job, schema, states
 from wherry.server.app import embedded
 
 DOCS = Path(__file__).parent
@@ -90,8 +92,9 @@ timeout: 2h
 ```
 
 `command` may be one line or a list of words; `memory` bytes or `4Gi`; a time (`timeout`, `grace`,
-`backoff`, `hold`, `stall`) seconds or `1h30m`; a metric its pattern alone. The JSON schema is at
-`/api/v1/schemas/job`. What Wherry fills in by itself (`code`, `environment`, `call`,
+`backoff`, `hold`, `stall`, `lease`) seconds or `1h30m`; a metric its pattern alone. The
+[JSON schema](job.schema.json) of all this, for editors, is also at `/api/v1/schemas/job`. What
+Wherry fills in by itself (`code`, `environment`, `call`,
 `spec_version`) is described in the classes of `wherry.core.job`.
 """
 
@@ -110,7 +113,8 @@ JOB_FIELDS = {
     "resources": "what one rank needs: see below",
     "env": "environment variables",
     "params": "parameters to record, beside those read from the command line",
-    "metrics": "how to read metrics from output: a regular expression, its first group the number",
+    "metrics": "how to read metrics from output: a regular expression, its first group the number; "
+    "`sample`, a line that it must match, is tried before the run",
     "restarts": "new attempts (in a pool: of each rank) after faults of machines",
     "retry_on": "what else is tried again: exit statuses `75`, `64-78`, signals `SIGSEGV`, causes "
     "`oom`, `any`",
@@ -120,6 +124,8 @@ JOB_FIELDS = {
     "grace": "between SIGTERM and SIGKILL when the run is stopped",
     "hold": "how long the folder of a rank that failed is kept, with its agent",
     "stall": "silence after which the run is marked as stalled; 0: never",
+    "lease": "silence after which a rank is lost; by default the control plane's",
+    "faults": "what a rehearsal injects: `wherry rehearse` writes them",
     "priority": "larger goes first",
     "tags": "to find it by",
     "note": "free text",
@@ -135,15 +141,14 @@ RESOURCES = {
     "memory": "bytes, or `512Mi`, `4Gi`",
     "gpu": "whole devices",
 }
-FILLED_IN = {"spec_version", "call", "environment", "code"}
 
 
 def job_page() -> str:
     """The fields of a job file."""
-    schema = job.json_schema()["$defs"]
-    spec, resources = schema["JobSpec"]["properties"], schema["Resources"]["properties"]
-    role = schema["Role"]["properties"]
-    assert JOB_FIELDS.keys() == spec.keys() - FILLED_IN, "docs/generate.py: JOB_FIELDS"
+    kinds = job.json_schema()["$defs"]
+    spec, resources = kinds["JobSpec"]["properties"], kinds["Resources"]["properties"]
+    role = kinds["Role"]["properties"]
+    assert JOB_FIELDS.keys() == spec.keys() - schema.FILLED_IN, "docs/generate.py: JOB_FIELDS"
     assert ROLE.keys() == role.keys(), "docs/generate.py: ROLE"
     assert RESOURCES.keys() == resources.keys(), "docs/generate.py: RESOURCES"
     return "\n".join(
@@ -164,26 +169,26 @@ def job_page() -> str:
     )
 
 
-def _fields(schema: Schema, words: Mapping[str, str]) -> Iterator[str]:
+def _fields(known: Schema, words: Mapping[str, str]) -> Iterator[str]:
     yield "| key | type | default | what it is |"
     yield "| --- | --- | --- | --- |"
     for name, text in words.items():
-        default = schema[name].get("default")
+        default = known[name].get("default")
         shown = "" if default in (None, "", [], (), {}) else f"`{default}`"
-        yield f"| `{name}` | {_type(schema[name])} | {shown} | {text} |"
+        yield f"| `{name}` | {_type(known[name])} | {shown} | {text} |"
 
 
-def _type(schema: Schema) -> str:
+def _type(kind: Schema) -> str:
     """A schema's type for people: "number", "list", "one of ..."."""
-    if "enum" in schema:
-        return ", ".join(f"`{value}`" for value in schema["enum"])
-    if "anyOf" in schema:
+    if "enum" in kind:
+        return ", ".join(f"`{value}`" for value in kind["enum"])
+    if "anyOf" in kind:
         return " or ".join(
-            dict.fromkeys(_type(s) for s in schema["anyOf"] if s.get("type") != "null")
+            dict.fromkeys(_type(s) for s in kind["anyOf"] if s.get("type") != "null")
         )
     named = {"array": "list", "object": "table", "string": "text", "integer": "whole number"}
-    kind = str(schema.get("type", "object"))
-    return named.get(kind, kind)
+    name = str(kind.get("type", "object"))
+    return named.get(name, name)
 
 
 # --- docs/reference/http.md
@@ -223,7 +228,32 @@ def http_page() -> str:
     return "\n".join([*parts, *agents])
 
 
+# --- docs/reference/worker-contract.md
+
+
+CONTRACT_INTRO = """# What a rank finds in its environment
+
+Every rank of a run gets these variables, on every machine, so that a framework finds its peers in
+the way that it documents, and the same script runs alone and with others.
+[Frameworks](../guides/frameworks.md) has an example for each. Your own variables (`env:` of a job)
+are there, too, but do not replace these; thread counts that you set stay.
+
+The ports were free on their machine when the ranks met, and were held until the program started.
+"""
+
+
+def contract_page() -> str:
+    """The worker contract, by who reads it."""
+    parts = [CONTRACT_INTRO]
+    for (readers, where), rows in groupby(contract.CONTRACT, lambda v: (v.readers, v.where)):
+        parts += ["", f"**{readers}** · set: {where}", ""]
+        parts += ["| variable | meaning |", "| --- | --- |"]
+        parts += [f"| `{row.name}` | {row.meaning} |" for row in rows]
+    return "\n".join(parts)
+
+
 PAGES = {
+    "reference/worker-contract.md": contract_page,
     "concepts/states.md": states_page,
     "reference/job.md": job_page,
     "reference/http.md": http_page,
@@ -237,6 +267,8 @@ def write(folder: Path) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(HEAD + page().rstrip() + "\n", "utf-8")
+    made = json.dumps(schema.job_file(), indent=2, ensure_ascii=False)
+    (folder / "reference" / "job.schema.json").write_text(made + "\n", "utf-8")
 
 
 if __name__ == "__main__":

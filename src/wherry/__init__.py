@@ -29,10 +29,14 @@ if TYPE_CHECKING:
     from wherry.errors import WherryError
     from wherry.sdk.client import Client
     from wherry.sdk.connect import connect
+    from wherry.sdk.executor import Executor
+    from wherry.sdk.map import map  # noqa: A004
+    from wherry.sdk.rehearse import rehearse
     from wherry.sdk.runs import Run, run
 
 __all__ = [
     "Client",
+    "Executor",
     "JobSpec",
     "Run",
     "WherryError",
@@ -42,9 +46,11 @@ __all__ = [
     "connect",
     "errors",
     "latest_checkpoint",
+    "map",
     "output_dir",
     "params",
     "rank",
+    "rehearse",
     "report",
     "run",
     "stopping",
@@ -53,6 +59,7 @@ __all__ = [
 
 _HOME = {
     "Client": "wherry.sdk.client",
+    "Executor": "wherry.sdk.executor",
     "JobSpec": "wherry.core.job",
     "Run": "wherry.sdk.runs",
     "WherryError": "wherry.errors",
@@ -60,9 +67,11 @@ _HOME = {
     "checkpoint_dir": "wherry.agent.user",
     "connect": "wherry.sdk.connect",
     "latest_checkpoint": "wherry.agent.user",
+    "map": "wherry.sdk.map",
     "output_dir": "wherry.agent.user",
     "params": "wherry.agent.user",
     "rank": "wherry.agent.user",
+    "rehearse": "wherry.sdk.rehearse",
     "report": "wherry.agent.user",
     "run": "wherry.sdk.runs",
     "stopping": "wherry.agent.user",

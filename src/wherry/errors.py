@@ -9,6 +9,7 @@ Every error that Wherry raises on purpose, in one tree.
     │   ├── UnknownKey                           a misspelt key, with the right one
     │   ├── ScriptNotFound                       the script or module is not there
     │   ├── UnsatisfiableResources               more than the back end will ever have
+    │   ├── Preflight                            what would go wrong in the run, found before it
     │   ├── UnsafePath                           a path that leaves its folder
     │   ├── NestedSubmit                         a rank that submits while it is imported
     │   └── NotPicklable                         a function, argument or result
@@ -21,16 +22,19 @@ Every error that Wherry raises on purpose, in one tree.
     ├── Conflict                   409  exit 4   not in this state
     │   ├── IdempotencyMismatch                  the key was used for something else
     │   ├── BundleMissing                        push the bundle first
-    │   └── StaleToken                           this incarnation of a rank was replaced
+    │   ├── StaleToken                           this incarnation of a rank was replaced
+    │   └── NotRunning                           nothing runs that could be looked into
     ├── Unauthorized               401  exit 5
     ├── Forbidden                  403  exit 5
     ├── BadHost                    400  exit 5   a foreign Host header
     ├── CapabilityMissing          400  exit 2   the back end cannot do what the job asks
     ├── Unavailable                503  exit 6   the control plane cannot be reached or is not ready
     │   ├── ServerMissing                        wherry[server] is not installed
+    │   ├── RankUnreachable                      the rank's agent does not answer
     │   └── StorageFull                          no space left
     ├── SchemaTooNew               500  exit 6   the database is from a newer Wherry
     ├── RunFailed                       exit 1   ``Run.result()`` of a run that did not succeed
+    │   └── WorkerLost                           a task of ``wherry.map`` whose workers died
     ├── WaitTimeout                     exit 7
     └── Internal                   500  exit 70  a defect of Wherry
 
@@ -95,6 +99,12 @@ class UnsatisfiableResources(InvalidInput):
     """No machine of this back end will ever have what the job asks for."""
 
     code = "unsatisfiable-resources"
+
+
+class Preflight(InvalidInput):
+    """The run would fail: pre-flight says why, all at once."""
+
+    code = "preflight"
 
 
 class UnsafePath(InvalidInput):
@@ -187,6 +197,12 @@ class StaleToken(Conflict):
     code = "stale-token"
 
 
+class NotRunning(Conflict):
+    """Nothing runs there that could be looked into."""
+
+    code = "not-running"
+
+
 class Unauthorized(WherryError):
     """The credential is missing or wrong."""
 
@@ -223,6 +239,12 @@ class ServerMissing(Unavailable):
     code = "server-missing"
 
 
+class RankUnreachable(Unavailable):
+    """The agent of the rank does not answer."""
+
+    code = "rank-unreachable"
+
+
 class StorageFull(Unavailable):
     """No space is left."""
 
@@ -239,6 +261,12 @@ class RunFailed(WherryError):
     """The run did not succeed."""
 
     code, http_status, exit_status = "run-failed", 409, 1
+
+
+class WorkerLost(RunFailed):
+    """A task killed its workers."""
+
+    code = "worker-lost"
 
 
 class WaitTimeout(WherryError):

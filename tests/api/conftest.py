@@ -25,6 +25,7 @@ from wherry.control.tokens import RankIdentity
 from wherry.core.api import Submit
 from wherry.core.job import JobSpec
 from wherry.core.run import AttemptId, Run
+from wherry.server.__main__ import Server
 from wherry.server.app import ControlPlane, Keys
 from wherry.store.sql import SqlStore
 from wherry.testing.fake_backends import MemoryBackend
@@ -52,7 +53,7 @@ class Plane:
         self.stranger = self.client("")
         self.http = self.client(self.control.keys.token)
         config = uvicorn.Config(self.control.app, log_level="warning", lifespan="on")
-        self.server = uvicorn.Server(config)
+        self.server = Server(config, self.control.leave)
         self.thread = threading.Thread(target=self.server.run, args=([self.listener],))
         self.thread.start()
         eventually(lambda: self.server.started)

@@ -6,109 +6,22 @@ One control plane for the module; every test works in a project folder of its ow
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import pty
 import re
-import select
 import subprocess
-import sys
 import termios
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-DEADLINE = 60.0
-WHERRY = [sys.executable, "-m", "wherry.cli.main"]
-
-
-class Shell:
-    """A person in a project folder."""
-
-    def __init__(self, folder: Path, home: Path) -> None:
-        self.folder = folder
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("WHERRY", "CLICOLOR"))}
-        self.env = {**kept, "WHERRY_HOME": str(home), "NO_COLOR": "1", "TERM": "xterm"}
-
-    def write(self, name: str, text: str) -> None:
-        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (self.folder / name).write_text(text, "utf-8")
-
-    def __call__(self, *args: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [*WHERRY, *args], cwd=self.folder, env=self.env, input=stdin, capture_output=True,
-            timeout=DEADLINE, check=False,
-        )  # fmt: skip
-
-    def json(self, *args: str) -> Any:
-        done = self(args[0], "--json", *args[1:])
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-
-class Screen:
-    """The same person at a terminal."""
-
-    def __init__(self, shell: Shell, *args: str) -> None:
-        self.shell = shell
-        self.master, self.slave = pty.openpty()
-        termios.tcsetwinsize(self.slave, (30, 90))
-        self.before = termios.tcgetattr(self.slave)
-        # A shell in between takes the terminal for itself, as a person's does.
-        take = "import fcntl,os,sys,termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", take + "os.execv(sys.argv[1], sys.argv[1:])", *WHERRY, *args],
-            cwd=shell.folder, env=shell.env, stdin=self.slave, stdout=self.slave,
-            stderr=self.slave, start_new_session=True,
-        )  # fmt: skip
-        self.seen = b""
-
-    def see(self, pattern: str) -> re.Match[bytes]:
-        """Wait until the pattern is shown, after what was seen before."""
-        deadline = time.monotonic() + DEADLINE
-        while not (found := re.search(pattern.encode(), self.seen, re.DOTALL)):
-            assert time.monotonic() < deadline, f"never saw {pattern!r}: {self.seen!r}"
-            self._read()
-        self.seen = self.seen[found.end() :]
-        return found
-
-    def press(self, keys: bytes) -> None:
-        os.write(self.master, keys)
-
-    def end(self) -> int:
-        deadline = time.monotonic() + DEADLINE
-        while self.process.poll() is None:
-            assert time.monotonic() < deadline, f"it never ended: {self.seen!r}"
-            self._read()
-        self._read()
-        return self.process.returncode
-
-    def _read(self) -> None:
-        while select.select([self.master], [], [], 0.02)[0]:
-            self.seen += os.read(self.master, 65536)
-
-    def close(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
-        self.process.wait()
-        os.close(self.master)
-        os.close(self.slave)
+from tests.shell import DEADLINE, WHERRY, Screen, Shell, control_plane
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("plane")
-    shell = Shell(folder, folder / "home")
-    up = shell("up", "--json")
-    assert up.returncode == 0, up.stderr
-    yield folder / "home"
-    for run in shell.json("ps", "--all", "--state", "running", "--state", "starting"):
-        shell("stop", run["id"], "--grace", "0s", "--wait")
-    assert shell("down").returncode == 0
+    with control_plane(tmp_path_factory.mktemp("plane")) as home:
+        yield home
 
 
 @pytest.fixture
@@ -210,6 +123,21 @@ def test_detached_then_followed_then_run_again_with_changes(shell: Shell) -> Non
     assert shell("logs", again["id"]).stdout == b"hello 2\n"
 
 
+def test_what_a_foreground_run_uses_and_its_record_lacks_is_said_and_shown(shell: Shell) -> None:
+    shell.write("data.bin", "x" * 2000)
+    (shell.folder / "away").symlink_to("/etc/hostname")
+    shell.write(".env", "SECRET=1")
+    shell.write("hello.py", "print('hello')\n")
+    shell.env["WHERRY_MAX_FILE"] = "1000"
+    done = shell("run", "hello.py")
+    said = [line for line in done.stderr.decode().splitlines() if "not in the record" in line]
+    assert done.stdout == b"hello\n" and len(said) == 1, done.stderr
+    assert "away (a link to /etc/hostname" in said[0] and "and 1 more" in said[0]
+    shown = {left["path"]: left["why"] for left in shell.json("show", "last")["left_out"]}
+    assert shown.keys() >= {"away", "data.bin", ".env"} and "large" in shown["data.bin"]
+    assert b"left out" in shell("show", "last").stdout
+
+
 def test_what_a_script_keeps_can_be_copied_out(shell: Shell) -> None:
     shell.write(
         "keep.py",
@@ -288,7 +216,7 @@ def test_ctrl_c_twice_stops_the_run(shell: Shell, terminal: Callable[..., Screen
     screen = terminal("run", "--name", "stubborn", "stubborn.py")
     screen.see("ready")
     screen.press(b"\x03")
-    screen.see("caught.*Ctrl-C again stops the run")
+    screen.see("caught.*Ctrl-C again.*stops the run")
     screen.press(b"\x03")
     screen.see("told to stop")
     assert screen.end() == 130

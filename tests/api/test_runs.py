@@ -15,7 +15,7 @@ from wherry.agent import protocol as p
 from wherry.backends.base import Capacity
 from wherry.core.api import RunDetail
 from wherry.core.job import Amount, Code, Resources
-from wherry.core.run import AttemptId, Run
+from wherry.core.run import AttemptId, Rank, Run
 from wherry.core.states import RunState
 from wherry.errors import StorageFull
 from wherry.testing.fake_backends import MemoryBackend
@@ -42,6 +42,28 @@ def test_a_run_lives_from_submission_to_success(plane: Plane) -> None:
     assert [s.name for s in detail.metrics] == ["loss"]
     assert [e.kind for e in detail.events][-1]
     eventually(lambda: plane.backend.called("forget"))
+
+
+def test_a_run_that_is_over_before_it_was_seen_running_has_a_start(plane: Plane) -> None:
+    run = plane.submit(workers=2)
+    first, second = plane.agent(run, 0), plane.agent(run, 1)
+    assert first.hello().status_code == second.hello().status_code == 200
+    over = {"state": "succeeded", "exit_code": 0}
+    second.say((p.STARTED, {"pid": 2}), (p.EXIT, over))
+    first.say((p.LOG, b"\x01later"), (p.STARTED, {"pid": 1}), (p.EXIT, over))
+    done = plane.until(run.id, "succeeded")
+    assert done.started == min(r.started for r in ranks(plane, run) if r.started is not None)
+    assert done.ended is not None and done.ended >= done.started
+
+
+def test_a_run_that_never_began_has_no_start(plane: Plane) -> None:
+    run = plane.submit()
+    plane.agent(run).say((p.EXIT, {"state": "failed", "cause": "environment", "message": "no"}))
+    assert plane.until(run.id, "failed").started is None
+
+
+def ranks(plane: Plane, run: Run) -> tuple[Rank, ...]:
+    return plane.control.services.store.attempt(AttemptId(run.id, 1)).ranks
 
 
 def test_a_failure_names_the_first_rank_and_stops_the_others(plane: Plane) -> None:
@@ -106,7 +128,7 @@ def test_runs_queue_for_cores_in_order(make_plane: Callable[[], Plane], backend:
     first, second = plane.submit(), plane.submit()
     plane.agent(first).start()
     waiting = plane.until(second.id, "queued")
-    assert eventually(lambda: plane.run(second.id).reason).startswith("needs 1 cores")
+    assert eventually(lambda: plane.run(second.id).reason).startswith("needs 1 core,")
     assert waiting.attempt == 0
     stopped = plane.submit()
     plane.answer(plane.http.post(f"/api/v1/runs/{stopped.id}/stop", json={}), Run)

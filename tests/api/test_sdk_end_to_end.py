@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 import wherry
 from wherry import errors
+from wherry.core.job import Environment
 from wherry.sdk import connect as sdk
 from wherry.sdk.submit import Draft, from_run, prepare, send
 from wherry.testing.waiting import eventually
@@ -126,6 +128,23 @@ def test_a_module_and_a_job_file_run(project: Path) -> None:
     assert module.spec.command == ("python", "-m", "train", "x y")
 
 
+def test_a_jobspec_runs_in_a_copy_of_the_project_with_what_it_says(project: Path) -> None:
+    spec = wherry.JobSpec(command=("python", "train.py"), name="by-spec", workers=2, tags=("a",))
+    run = wherry.run(spec, "--epochs", 3, tags=["b"])
+    run.wait(WAIT)
+    assert run.state == "succeeded", run.verdict
+    assert (run.name, run.spec.workers, run.spec.tags) == ("by-spec", 2, ("b",))
+    assert run.spec.code.bundle and not run.spec.code.in_place
+    assert "rank 1 of 2 ['--epochs', '3']" in {line.text for line in run.logs()}
+
+
+def test_a_client_takes_a_jobspec_as_it_is(project: Path) -> None:
+    client = wherry.connect()
+    python = Environment(python=sys.executable)
+    made = client.submit(wherry.JobSpec(command=("python", "-c", ""), environment=python))
+    assert client.wait(made.id, WAIT).state == "succeeded"
+
+
 def test_a_function_of_a_module_returns_its_value(project: Path) -> None:
     import steps  # type: ignore[import-not-found]
 
@@ -216,13 +235,26 @@ def test_a_run_again_has_the_code_of_then(project: Path) -> None:
     assert again.detail().run.parent == first.id
 
 
-def test_a_rank_that_submits_is_told_how_to_guard_it(project: Path) -> None:
+def test_a_script_that_submits_is_told_to_be_started_without_us(project: Path) -> None:
     (project / "nested.py").write_text("import wherry\nwherry.run('train.py')")
     run = wherry.run("nested.py")
     with pytest.raises(errors.RunFailed):
         run.result(WAIT)
     said = "\n".join(line.text for line in run.logs())
-    assert "NestedSubmit" in said and 'if __name__ == "__main__":' in said
+    assert "NestedSubmit" in said and "python nested.py" in said and "__main__" not in said
+
+
+def test_a_module_that_submits_when_a_rank_imports_it_is_told_how_to_guard_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "import wherry\ndef work():\n    return 1\n"
+    (project / "guarded.py").write_text(text)
+    monkeypatch.syspath_prepend(project)
+    work = importlib.import_module("guarded").work
+    (project / "guarded.py").write_text(text + "wherry.run(work)\n")
+    with pytest.raises(errors.NestedSubmit) as caught:
+        wherry.run(work).result(WAIT)
+    assert 'if __name__ == "__main__":' in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -109,3 +109,9 @@ def test_no_file_holds(what: str, pattern: str) -> None:
         for match in re.finditer(pattern, text)
     ]
     assert found == []
+
+
+def test_make_check_holds_the_budgets_and_the_generated_pages() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipe = makefile.partition("\ncheck:")[2].partition("\n\n")[0]
+    assert "tests/architecture" in recipe and "tests/docs/test_reference.py" in recipe

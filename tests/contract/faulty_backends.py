@@ -173,6 +173,12 @@ class DeclaresLimitsOnly(Faulty):
         self._cgroups = Cgroups()
         self.capabilities = self.capabilities | {Capability.LIMITS}
 
+    def plan(self, request: Request) -> Plan:
+        plan = super().plan(request)
+        for rank in plan.body["ranks"]:  # an agent that knows the limit may notice in time
+            rank["config"]["limits"] = {"memory": None, "cgroup": []}
+        return plan
+
 
 class SeesEveryEndAsALoss(Faulty):
     CATCHES = "test_the_exit_code_is_kept"
@@ -214,7 +220,7 @@ class LeavesOrphans(Faulty):
         sound = folder.ranks
         careless = self.Careless
         folder.ranks = lambda: [  # type: ignore[method-assign]
-            careless(rank.path, rank.record, attempt) for rank in sound()
+            careless(folder.path, rank.record, attempt) for rank in sound()
         ]
         return folder
 
@@ -261,6 +267,37 @@ class NamesEveryAttemptOnce(Faulty):
             if attempt not in named:
                 named.add(attempt)
                 yield attempt
+
+
+class ReplacesWithoutAnEnd(Faulty):
+    CATCHES = "test_a_newer_incarnation_takes_the_place_of_one_rank_alone"
+
+    def launch(self, plan: Plan) -> None:
+        newer = any(member.incarnation > 1 for member in plan.request.members)
+        if newer:
+            other = LocalBackend(self._home / "others", agent=self._agent)
+            other.launch(other.plan(plan.request))
+            other.forget(plan.request.attempt)
+        else:
+            super().launch(plan)
+
+
+class ReplacesEverybody(Faulty):
+    CATCHES = "test_a_newer_incarnation_takes_the_place_of_one_rank_alone"
+
+    def launch(self, plan: Plan) -> None:
+        if any(member.incarnation > 1 for member in plan.request.members):
+            self.forget(plan.request.attempt)
+        super().launch(plan)
+
+
+class BringsBackTheOld(Faulty):
+    CATCHES = "test_an_older_incarnation_does_not_come_back"
+
+    def launch(self, plan: Plan) -> None:
+        if self.observe(plan.request.attempt).ranks:
+            self.forget(plan.request.attempt)
+        super().launch(plan)
 
 
 class LosesLogsWithTheAgent(Faulty):

@@ -60,6 +60,11 @@ class Block:
         ]
 
 
+def name(page: Path) -> str:
+    """A page, as a test's id."""
+    return str(page.relative_to(ROOT))
+
+
 def blocks(page: Path) -> list[Block]:
     """The fenced blocks of a page that name a language, in order."""
     text = page.read_text("utf-8")

@@ -11,13 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import GUIDES, PAGES, ROOT, anchors, blocks, links
+from tests.docs.pages import GUIDES, PAGES, ROOT, anchors, blocks, links, name
 
 LIMIT = 120.0  # seconds for one command
-
-
-def name(page: Path) -> str:
-    return str(page.relative_to(ROOT))
 
 
 @pytest.fixture

@@ -110,6 +110,9 @@ class Rank:
             "lease": 30.0,
             "barrier_timeout": 10.0,
             "spool_limit": 2**30,
+            "network": {},
+            "py_spy": "",
+            "stall": 0.0,
             "limits": {"memory": None, "cgroup": []},
             **over,
         }

@@ -47,7 +47,7 @@ def test_parameters_are_read_as_most_parsers_would(words: str, found: dict[str, 
         ("python train.py --a 1", ["--a", "1"]),
         ("python -u -W ignore train.py --a 1", ["--a", "1"]),
         ("/env/bin/python3.11 -m pkg.train --a 1", ["--a", "1"]),
-        ("torchrun --nproc 2 train.py", ["--nproc", "2", "train.py"]),
+        ("torchrun --nproc 2 train.py --lr 1", ["--lr", "1"]),
         ("python", []),
     ],
 )

@@ -131,9 +131,28 @@ def test_code_is_copied_with_its_links_and_bits_and_new_files_are_kept(
     end = rank.run()
     assert end["state"] == "succeeded", rank.log(protocol.STDERR)
     assert rank.log().decode().split() == ["True", "tool", str(tmp_path / rank.attempt / "code")]
-    assert [f["path"] for f in sink.payloads(protocol.FILE, rank.attempt)] == ["new.txt"]
     pristine = tmp_path / "cache" / "trees" / digest / "files" / "sub" / "mod.py"
     assert pristine.read_bytes() == b"x = 1\n"
+
+
+def test_what_the_program_made_or_changed_in_the_copy_is_kept_and_nothing_else(
+    tmp_path: Path, sink: AgentSink
+) -> None:
+    script = (
+        b"import os\n"
+        b"open('new.txt', 'w').write('n')\n"
+        b"open('results.csv', 'w').write('0.97')\n"  # as long as it was
+        b"open('sub/mod.py', 'a').write('#')\n"
+        b"os.utime('sub/same.py', (1, 1))\n"
+        b"os.remove('tool'); os.symlink('new.txt', 'tool')\n"
+    )
+    digest = bundle(sink, {**PROJECT, "results.csv": b"0.50", "script.py": script})
+    rank = Rank(tmp_path, sink)
+    rank.config["spec"]["code"] = {"bundle": digest}
+    end = rank.run()
+    assert end["state"] == "succeeded", rank.log(protocol.STDERR)
+    kept = [f["path"] for f in sink.payloads(protocol.FILE, rank.attempt)]
+    assert kept == ["new.txt", "results.csv", "sub/mod.py"]
 
 
 def test_ranks_of_a_machine_share_one_copy(tmp_path: Path, sink: AgentSink) -> None:
@@ -183,7 +202,7 @@ def test_a_file_that_was_left_out_is_named_with_the_way_to_send_it(
     rank = Rank(tmp_path, sink)
     rank.config["spec"]["code"] = {"bundle": digest}
     end = rank.run()
-    assert end["cause"] == "exit" and end["exit_code"] == 1
+    assert end["cause"] == "exception" and end["exit_code"] == 1
     message, _, hint = end["message"].partition("\nhint: ")
     assert "'data/train.csv' is not in the bundle's copy" in message
     assert "'data' was left out of the bundle: ignored by .gitignore" in message

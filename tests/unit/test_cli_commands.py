@@ -112,6 +112,17 @@ class FakeClient:
 
     usage = metrics
 
+    def stack(self, ref: str, **query: Any) -> list[api.RankStack]:
+        self.asked.append(("stack", query))
+        call = api.Call(name="train", file="train.py", line=3)
+        thread = api.ThreadStack(name="MainThread", calls=(call,))
+        process = api.ProcessStack(pid=7, command="python train.py", threads=(thread,))
+        problem = api.Problem(code="py-spy-missing", message="there is none", hint="get it")
+        return [
+            api.RankStack(rank=0, processes=(process,)),
+            api.RankStack(rank=1, problems=(problem,)),
+        ]
+
     def files(self, ref: str) -> list[File]:
         return self.kept
 
@@ -157,15 +168,17 @@ def call(client: FakeClient, capfd: pytest.CaptureFixture[str]) -> Call:
 #: Each command with arguments that print data.
 DATA: dict[str, tuple[str, ...]] = {
     "ps": (), "show": ("r1",), "logs": ("r1",), "metrics": ("r1",), "files": ("r1",),
-    "get": ("r1",), "stop": ("r1",), "retry": ("r1",), "rm": ("r1",), "up": (), "down": (),
+    "get": ("r1",), "stop": ("r1",), "retry": ("r1",), "rm": ("r1",), "stack": ("r1",),
+    "up": (), "down": (),
     "status": (), "prune": (), "backup": ("b.tar",), "version": (), "context list": (),
     "context add": ("there", "http://there:1"), "context use": ("local",),
-    "context check": ("local",),
+    "context check": ("local",), "explain": ("r1",),
 }  # fmt: skip
 
 
 def test_every_command_is_tried_here() -> None:
-    elsewhere = {"run", "restore", "completion", "context"}
+    # What exec prints is the program's.
+    elsewhere = {"run", "rehearse", "check", "restore", "completion", "context", "exec"}
     assert {name.split()[0] for name in DATA} | elsewhere == {
         name for rows in COMMANDS.values() for name in rows
     }
@@ -180,7 +193,8 @@ def test_json_is_one_document_and_nothing_else_is_on_stdout(
     assert status == 0
     document = json.loads(out)
     assert isinstance(document, list | dict) and "secret" not in out
-    many = name in ("ps", "logs", "metrics", "files", "get", "stop", "rm", "context list")
+    lists = {"ps", "explain", "logs", "metrics", "files", "get", "stop", "rm", "stack"}
+    many = name in lists | {"context list"}
     assert isinstance(document, list) is many
 
 
@@ -258,6 +272,7 @@ def test_an_error_has_a_hint_and_its_exit_status(call: Call) -> None:
         (("logs", "r1", "--invert"), "wherry logs --help"),
         (("prune", "--older-than", "soon"), "1h30m"),
         (("restore", "nosuch.tar"), "wherry backup"),
+        (("metrics", "r1", "lss"), "did you mean 'loss'"),
         (("context", "use", "nosuch"), "local"),
     ],
 )
@@ -412,6 +427,8 @@ def test_files_of_several_ranks_do_not_collide() -> None:
         (RunState.FAILED, None, Verdict(signal=9), 137),
         (RunState.FAILED, -15, None, 143),
         (RunState.LOST, None, Verdict(cause="lease"), 1),
+        (RunState.FAILED, None, Verdict(cause="start", message="No such file"), 127),
+        (RunState.FAILED, None, Verdict(cause="start", message="Permission denied"), 126),
         (RunState.STOPPED, 0, None, 1),
     ],
 )
@@ -441,6 +458,8 @@ def test_completion_is_a_script(call: Call) -> None:
     for shell in ("bash", "zsh", "fish"):
         status, out, _ = call("completion", shell)
         assert status == 0 and "_WHERRY_COMPLETE" in out
+        _, document, _ = call("completion", shell, "--json")
+        assert json.loads(document) == {"shell": shell, "script": out}
 
 
 def test_the_table_says_what_the_commands_are() -> None:
@@ -450,3 +469,24 @@ def test_the_table_says_what_the_commands_are() -> None:
         for name in rows:
             command = cli.get_command(click.Context(cli), name)
             assert command is not None and command.name == name
+
+
+def test_stack_shows_what_can_be_seen_and_complains_about_the_rest(
+    call: Call, client: FakeClient
+) -> None:
+    status, out, err = call("stack", "r1", "--rank", "0-1", "--native")
+    assert client.asked[-1] == ("stack", {"ranks": (0, 1), "native": True})
+    assert out == "[0] python train.py\n  MainThread\n    train (train.py:3)\n"
+    assert status == 0 and err == "error: [1] there is none\nhint: get it\n"
+
+
+def test_a_stack_of_nobody_is_a_failure(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeClient, "stack", lambda self, ref, **query: [api.RankStack(rank=0)])
+    assert call("stack")[0] == 4
+
+
+def test_exec_needs_a_program_and_says_how_to_name_one(call: Call) -> None:
+    status, _, err = call("exec", "r1")
+    assert status == 2 and "hint: wherry exec r1 -- bash" in err
+    status, _, err = call("exec", "r1", "ls", "-l")
+    assert status == 2 and "no such option" in err.lower()

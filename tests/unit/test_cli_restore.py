@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from wherry.blobs.objects import ObjectBlobs
 from wherry.cli import options, restore
 from wherry.errors import Conflict, InvalidInput, Unavailable
 from wherry.sdk import connect
@@ -29,6 +30,11 @@ def backup(path: Path, files: dict[str, bytes]) -> Path:
 def blob(data: bytes) -> str:
     name = hashlib.sha256(data).hexdigest()
     return f"blobs/{name[:2]}/{name}"
+
+
+def written(data: bytes) -> str:
+    """As ``wherry backup`` names it."""
+    return f"blobs/{hashlib.sha256(data).hexdigest()}"
 
 
 @pytest.fixture
@@ -65,6 +71,14 @@ def test_everything_is_replaced_and_private(home: Path, tmp_path: Path, server: 
     }  # fmt: skip
     assert (home / "token").stat().st_mode & 0o777 == 0o600
     assert server == ["stop", "start"]
+
+
+def test_a_blob_lies_where_the_control_plane_looks_for_it(
+    home: Path, tmp_path: Path, server: list[str]
+) -> None:
+    restore.replace(home, backup(tmp_path / "b.tar", {"wherry.db": DATABASE, written(b"x"): b"x"}))
+    digest = hashlib.sha256(b"x").hexdigest()
+    assert b"".join(ObjectBlobs.open(home / "blobs").get(digest)) == b"x"
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,17 @@ def test_a_lease_runs_from_the_last_word_and_only_after_the_first() -> None:
     assert live.silent(WHO.attempt) == frozenset()
 
 
+def test_time_in_which_nobody_could_be_heard_counts_against_nobody() -> None:
+    now = [100.0]
+    live = Live(lease=30.0, clock=lambda: now[0])
+    live.heard(WHO.attempt, 3)
+    now[0] += 40.0
+    live.excuse(25.0)
+    assert live.silent(WHO.attempt) == frozenset()
+    now[0] += 20.0
+    assert live.silent(WHO.attempt) == {3}
+
+
 def test_a_change_between_reading_and_waiting_is_not_missed() -> None:
     async def scene() -> None:
         bus = Bus()

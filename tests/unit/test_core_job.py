@@ -15,6 +15,7 @@ from wherry.core.job import (
     json_schema,
     parse_bytes,
     parse_seconds,
+    usable_name,
 )
 from wherry.errors import InvalidSpec
 
@@ -100,3 +101,25 @@ def test_the_schema_describes_every_key() -> None:
 
 def test_an_empty_spec_is_small() -> None:
     assert msgspec.json.encode(JobSpec(command=("a",))) == b'{"command":["a"]}'
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../evil/x", "a/b", "a\\b", ".", "..", "last", "\x1b[31mred", "a\nb", " a", "x" * 101],
+)
+def test_a_name_is_printable_no_path_and_no_word_of_ours(name: str) -> None:
+    with pytest.raises(InvalidSpec, match="is not a name") as caught:
+        JobSpec(command=("x",), name=name).check()
+    assert caught.value.hint
+    JobSpec(command=("x",), name=usable_name(name)).check()
+
+
+def test_a_name_may_have_blanks_and_any_script() -> None:
+    for name in ("lr 0.1, wide", "größer", "実験-1"):
+        assert JobSpec(command=("x",), name=name).check().name == usable_name(name) == name
+
+
+@pytest.mark.parametrize("tag", ["", " ", "a\tb", "\x1b]0;title\x07", "x" * 101])
+def test_a_tag_is_printable_and_not_empty(tag: str) -> None:
+    with pytest.raises(InvalidSpec, match="is not a tag"):
+        JobSpec(command=("x",), tags=(tag,)).check()

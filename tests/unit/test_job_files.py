@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from wherry.core.job import (
     JobSpec,
     MetricRule,
     Resources,
+    Role,
+    usable_name,
 )
 from wherry.errors import InvalidSpec, UnknownKey
 
@@ -196,6 +199,44 @@ def test_a_job_file_that_is_too_long_is_refused() -> None:
         spec("# " + "x" * files.MAX_TEXT)
 
 
+def test_people_may_write_groups_in_short() -> None:
+    job = spec(
+        "command: python train.py\n"
+        "roles: {chief: 1, ps: {count: 2, command: python ps.py, resources: {memory: 2Gi}}}\n"
+        "ends_with: chief\n"
+        "retry_on: [75, SIGSEGV]\n"
+        "fail_on: 3\n"
+        "backoff: 1m\n",
+    )
+    assert job.roles == {
+        "chief": Role(),
+        "ps": Role(count=2, command=("python", "ps.py"), resources=Resources(memory=2 * 2**30)),
+    }
+    assert (job.ends_with, job.retry_on, job.fail_on) == (("chief",), ("75", "SIGSEGV"), ("3",))
+    assert job.backoff == 60.0 and job.world_size == 3
+
+
+def test_sizes_from_to_make_an_elastic_group() -> None:
+    job = spec("command: x\nworkers: {min: 2, max: 8}\n")
+    assert (job.group, job.min_workers, job.workers) == ("elastic", 2, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("workers: {mni: 2, max: 8}", "workers.mni"),
+        ("workers: {min: 2}", "'max' is missing"),
+        ("roles: {ps: {cuont: 2}}", "roles.ps.cuont"),
+        ("roles: {ps: two}", "roles.ps"),
+        ("retry_on: [sigsegv]", "sigsegv"),
+    ],
+)
+def test_a_mistake_in_a_group_is_named_with_its_path(text: str, word: str) -> None:
+    with pytest.raises(InvalidSpec, match=re.escape(word)) as refused:
+        spec(f"command: x\n{text}\n")
+    assert refused.value.hint or "expected" in refused.value.message
+
+
 def test_tables_are_merged_key_by_key_and_lists_replaced() -> None:
     base = {"workers": 2, "env": {"A": "1", "B": "1"}, "tags": ["a"]}
     assert files.merge(base, {"env": {"B": "2"}, "tags": ["b"]}) == {
@@ -205,6 +246,8 @@ def test_tables_are_merged_key_by_key_and_lists_replaced() -> None:
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
 KEYS = WORDS.filter(bool)
+TAGS = KEYS.filter(lambda text: text.isprintable() and text == text.strip())
+NAMES = WORDS.map(lambda text: text and usable_name(text))
 SCALARS = st.one_of(
     WORDS, st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False),
     st.booleans(), st.none(),
@@ -212,7 +255,7 @@ SCALARS = st.one_of(
 POSITIVE = st.floats(1e-6, 1e12)
 SPECS = st.builds(
     JobSpec,
-    name=WORDS,
+    name=NAMES,
     command=st.lists(WORDS, min_size=1, max_size=4).map(tuple),
     call=st.none() | st.builds(Call, payload=WORDS, name=WORDS),
     group=st.sampled_from(["gang", "elastic", "pool"]),
@@ -237,7 +280,7 @@ SPECS = st.builds(
     timeout=st.none() | POSITIVE,
     grace=st.none() | POSITIVE,
     priority=st.integers(-100, 100),
-    tags=st.lists(WORDS, max_size=3).map(tuple),
+    tags=st.lists(TAGS, max_size=3).map(tuple),
     note=WORDS,
 ).map(lambda job: replace(job, processes=1) if job.group == "elastic" else job)
 

@@ -11,9 +11,9 @@ import pytest
 import wherry
 
 NAMES = [
-    "Client", "JobSpec", "Run", "WherryError", "__version__", "checkpoint", "checkpoint_dir",
-    "connect", "errors", "latest_checkpoint", "output_dir", "params", "rank", "report", "run",
-    "stopping", "world_size",
+    "Client", "Executor", "JobSpec", "Run", "WherryError", "__version__", "checkpoint",
+    "checkpoint_dir", "connect", "errors", "latest_checkpoint", "map", "output_dir", "params",
+    "rank", "rehearse", "report", "run", "stopping", "world_size",
 ]  # fmt: skip
 
 

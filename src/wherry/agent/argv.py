@@ -23,6 +23,7 @@ _FLOAT = r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|(?i:nan|inf)
 _OPTION = r"--?[A-Za-z][\w.\-/]*"
 _PAIR = r"[+~]{0,2}([A-Za-z_][\w.\-/@]*)=((?s:.*))"
 _WORDS = {"true": True, "false": False, "none": None, "null": None}
+_MPI = ("mpirun", "mpiexec", "orterun")
 #: options of the interpreter that take a value
 _PYTHON_VALUES = ("-W", "-X", "--check-hash-based-pycs")
 
@@ -69,6 +70,9 @@ def params_from_argv(words: Sequence[str]) -> dict[str, Scalar]:
 def after_script(command: Sequence[str]) -> list[str]:
     """The words of a command that belong to its script: those after it, or after ``-m module``."""
     words = list(command)
+    name = words[0].rpartition("/")[2] if words else ""
+    if name == "torchrun" or name in _MPI or words[1:3] == ["-m", "torch.distributed.run"]:
+        words = _launched(words)
     if not words or not re.fullmatch(r"(.*/)?python[0-9.]*", words[0]):
         return words[1:]
     at = 1
@@ -77,6 +81,16 @@ def after_script(command: Sequence[str]) -> list[str]:
             return words[at + 2 :]
         at += 2 if words[at] in _PYTHON_VALUES else 1
     return words[at + 1 :]
+
+
+def _launched(words: list[str]) -> list[str]:
+    """What a launcher starts, as far as can be told without knowing its options."""
+    for at, word in enumerate(words[1:], start=1):
+        if re.fullmatch(r"(.*/)?python[0-9.]*", word):
+            return words[at:]
+        if word.endswith(".py"):
+            return ["python", *words[at:]]
+    return []
 
 
 def _is_option(word: str) -> bool:

@@ -28,21 +28,29 @@ class TerminalGone(Exception):
     """There is nobody at the other end."""
 
 
+def connect(path: str, hello: dict[str, Any]) -> Terminal:
+    """The terminal that listens at ``path``. :raises TerminalGone: where none starts us in time."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(_CONNECT)
+        connection.connect(path)
+        connection.sendall(protocol.attach_frame(protocol.ATTACH_HELLO, json.dumps(hello).encode()))
+    except OSError as error:
+        connection.close()
+        raise TerminalGone(str(error)) from None
+    return Terminal(connection)
+
+
 class Terminal:
     """A connection whose START has come. Not thread-safe but for nobody: one thread uses it."""
 
-    def __init__(self, path: str, hello: dict[str, Any]) -> None:
-        """Connect and wait for START. :raises TerminalGone: where that does not happen in time."""
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    def __init__(self, connection: socket.socket, *, patience: float = _START) -> None:
+        """Wait for START. :raises TerminalGone: where it does not come in ``patience`` seconds."""
+        self._socket = connection
         self._in = bytearray()
         self._out = bytearray()
         try:
-            self._socket.settimeout(_CONNECT)
-            self._socket.connect(path)
-            self._socket.sendall(
-                protocol.attach_frame(protocol.ATTACH_HELLO, json.dumps(hello).encode())
-            )
-            self._socket.settimeout(_START)
+            self._socket.settimeout(patience)
             start = self._wait_for_start()
             self._socket.setblocking(False)
         except (OSError, ValueError, EOFError) as error:
@@ -51,6 +59,7 @@ class Terminal:
         except TerminalGone:
             self._socket.close()
             raise
+        self.start = start  #: all that it said
         self.environment: dict[str, str] = start["env"]
         self.stdin = bool(start.get("stdin"))
         size = start.get("tty")

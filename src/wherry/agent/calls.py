@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 TIMEOUT = 60.0  #: seconds for one answer
 BACKOFF = 5.0  #: seconds between tries at most
+CUT = threading.Event()  #: set: a rehearsal has cut this agent off, see ``agent.faults``
 
 _Body = Optional[Union[bytes, Iterable[bytes]]]
 
@@ -78,6 +79,12 @@ class Control:
         with self._request(method, path, body, None) as answer:
             yield answer.read
 
+    @contextmanager
+    def flow(self, path: str) -> Iterator[Callable[[int], bytes]]:
+        """``read(n)``: what has come, without waiting for all. Raises what ``call`` does."""
+        with self._request("GET", path, None, None) as answer:
+            yield answer.read1
+
     def close(self) -> None:
         """Give up the connection; the next call makes a new one."""
         if self._connection is not None:
@@ -92,6 +99,8 @@ class Control:
         if size is not None:
             headers["Content-Length"] = str(size)
         try:
+            if CUT.is_set():
+                raise OSError("cut off")
             connection = self._connect()
             connection.request(method, self._prefix + path, body, headers)
             answer = connection.getresponse()

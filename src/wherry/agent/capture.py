@@ -58,7 +58,17 @@ class MetricRules:
         return series
 
 
-class Capture:
+class Output:
+    """What becomes of the output, beside what is shown: nothing. ``Capture`` keeps it."""
+
+    def feed(self, stream: int, block: bytes) -> None:
+        """Take what the program wrote."""
+
+    def close(self) -> None:
+        """There is no more."""
+
+
+class Capture(Output):
     """Cuts blocks into whole lines. ``terminal``: both streams are one, and lines end in CR LF."""
 
     def __init__(self, journal: Journal, rules: MetricRules, *, terminal: bool) -> None:
@@ -67,10 +77,12 @@ class Capture:
         self._terminal = terminal
         self._partial: dict[int, list[bytes]] = {protocol.STDOUT: [], protocol.STDERR: []}
         self._pending = dict.fromkeys(self._partial, 0)
+        self.blocks = 0  #: how many were taken
         self._tail = dict.fromkeys(self._partial, b"")
 
     def feed(self, stream: int, block: bytes) -> None:
         """Take a block as it was read."""
+        self.blocks += 1
         cut = block.rfind(b"\n") + 1
         if cut:
             self._keep(stream, block[:cut])

@@ -82,16 +82,37 @@ class Code:
                 partial.rename(self.folder)
 
     def new_files(self) -> list[str]:
-        """Paths, relative to the copy, of regular files that the bundle does not have."""
-        known = {entry["path"] for entry in self.manifest["entries"]}
+        """
+        Paths, relative to the copy, of regular files that the bundle does not have, or has with
+        another content.
+        """
+        known = {entry["path"]: entry for entry in self.manifest["entries"]}
         found = []
         for folder, below, names in os.walk(self.folder):
             below[:] = sorted(name for name in below if name != "__pycache__")
             for name in sorted(names):
                 path = os.path.relpath(os.path.join(folder, name), self.folder)
-                if path not in known and not os.path.islink(self.folder / path):
+                if os.path.islink(self.folder / path):
+                    continue
+                if path not in known or self._changed(path, known[path]):
                     found.append(path)
         return found
+
+    def _changed(self, path: str, entry: dict[str, Any]) -> bool:
+        """Whether the file is not as it came. The copy has the times of the tree: most are."""
+        ours = self.folder / path
+        with contextlib.suppress(OSError):
+            now, then = os.stat(ours), os.lstat(self._trees / self._digest / "files" / path)
+            if (now.st_size, now.st_mtime_ns) == (then.st_size, then.st_mtime_ns):
+                return False
+        try:
+            with open(ours, "rb") as file:
+                check = hashlib.sha256()
+                for block in iter(lambda: file.read(2**20), b""):
+                    check.update(block)
+        except OSError:
+            return True  # who keeps it says why it cannot be read
+        return check.hexdigest() != entry.get("digest")
 
     def explain(self, lines: Sequence[str]) -> tuple[str, str] | None:
         """

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from wherry.agent import protocol
 
@@ -60,8 +60,11 @@ class Journal:
         self._limit = spool_limit
         self._lock = threading.Lock()
         self.written = threading.Event()  #: set whenever there is something to send
+        #: called with the payload of every METRIC frame, once it was added
+        self.heard: Callable[[bytes], None] | None = None
         self.acked = 0
         self.last = 0  #: the newest frame's number
+        self.metrics = 0  #: how many frames of metrics were added
         self._sealed: deque[tuple[int, str, int]] = deque()  # last seq, file, bytes
         self._size = 0  # of the newest segment
         self._sent = 0  # bytes at its beginning that are acknowledged
@@ -80,7 +83,10 @@ class Journal:
             if any(self._dropped) and self._has_room():
                 self._confess()
             self._append(kind, payload, time.time() if when is None else when)
+            self.metrics += kind == protocol.METRIC
         self.written.set()
+        if self.heard is not None and kind == protocol.METRIC:
+            self.heard(payload)
 
     def say(self, text: str) -> None:
         """Add a line of our own to the log."""

@@ -18,8 +18,9 @@ import time
 from collections.abc import Callable
 
 from wherry.agent import platform, program, protocol
-from wherry.agent.attach import Terminal, TerminalGone
+from wherry.agent.attach import Terminal, TerminalGone, connect
 from wherry.agent.capture import Capture, MetricRules
+from wherry.agent.commands import Commands
 from wherry.agent.errors import Failed
 from wherry.agent.journal import Journal
 from wherry.agent.outcome import not_started, outcome
@@ -34,8 +35,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # what only annotations need would cost a tenth of the start
     from typing import Any
 
+    from wherry.agent.faults import Faults
+
 _FIRST = 0.05  #: seconds that belong to the start of the program alone
 _SHOWN = 20  #: last lines that go with a failure
+_READ = 500  #: last lines that are looked at for its cause
 
 
 def main(path: str) -> int:
@@ -80,9 +84,11 @@ class Agent:
         self._sender: Sender | None = None
         self._terminal: Terminal | None = None
         self._ports: Any = None
+        self._faults = self._make_faults()
         self._preparation: Preparation | None = None
         self._prepared: Prepared | None = None
         self._working = False  # the program runs, or will at once
+        self._commands: Commands | None = None
         self._result = ""
         self._carrier: Any = None
         self._began = time.monotonic()
@@ -99,15 +105,20 @@ class Agent:
         except Failed as failed:
             end = not_started(failed)
             self._hang_up(end)
+        self._journal.append(protocol.ENDED, json.dumps(end).encode())
+        held = self._to_be_held(end)
+        if self._commands and not held:
+            self._commands.close()
         if self._wake.why == "replaced":
             return
         sender = self._start_sender()
-        self._journal.append(protocol.ENDED, json.dumps(end).encode())
         try:
             self._upload()
         except _given_up():
             return
         self._phase("upload")
+        if held:
+            self._hold()
         self._journal.append(protocol.EXIT, json.dumps(end).encode())
         sender.finish()
 
@@ -168,7 +179,7 @@ class Agent:
     def _attach(self) -> Terminal:
         hello = {name: self._config[name] for name in ("rank", "world_size", "attempt")}
         try:
-            return Terminal(self._config["attach"], hello)
+            return connect(self._config["attach"], hello)
         except TerminalGone as error:
             raise Failed(
                 "start",
@@ -233,6 +244,14 @@ class Agent:
             with contextlib.suppress(TerminalGone):
                 self._terminal.note(text)
 
+    def _make_faults(self) -> Faults | None:
+        """Those that a rehearsal injects here."""
+        if not self._spec.get("faults"):
+            return None
+        from wherry.agent.faults import Faults
+
+        return Faults(self._config, self._journal, self._wake)
+
     def _start_sender(self) -> Sender:
         """The sender; again: the same."""
         if self._sender is None:
@@ -256,10 +275,12 @@ class Agent:
     def _start(self, prepared: Prepared) -> program.Program:
         die_with_agent = platform.adopt_orphans()
         cgroups = list(self._config["limits"].get("cgroup") or ())
+        enter_network = platform.network(self._config.get("network", {}).get("namespace", ""))
 
         def in_child() -> None:
             die_with_agent()
             platform.enter_cgroups(cgroups)
+            enter_network()
 
         if self._ports:
             self._ports.release()
@@ -284,6 +305,8 @@ class Agent:
         record = json.dumps({"pid": started.pid}).encode()
         self._working = True
         self._journal.append(protocol.STARTED, record)
+        if self._faults is not None:
+            self._faults.began()
         self._began = time.monotonic()
         return started
 
@@ -297,7 +320,11 @@ class Agent:
             cwd=prepared.cwd,
             command=prepared.command,
             on_oom=lambda: self._wake.end("oom"),
+            faults=self._faults,
+            signs=lambda: capture.blocks,
+            stacks=self._stacks_in_words,
         )
+        self._heed(prepared)
         watch.start()
         self._carry()
         ended = Supervisor(
@@ -309,28 +336,54 @@ class Agent:
             timeout=self._spec.get("timeout"),
             warn=lambda: _touch(prepared.env["WHERRY_STOPPING"]),
         ).run()
+        when = time.time()
         self._working = False
+        if self._faults is not None:
+            self._faults.over()
         watch.finish()
         if ended.left:
             names = ", ".join(ended.left)
             self._journal.say(f"ended what the program left behind: {names}")
         self._result = watch.reports.result
         code = prepared.code
-        lines = capture.last_lines(_SHOWN)
+        lines = capture.last_lines(_READ) if ended.code else []
         end = outcome(
             ended.code,
             self._wake.why if ended.why == "round" else ended.why,
             attached=bool(self._config["attach"]),
             ran_out=watch.usage.ran_out(ended.code),
             error=watch.reports.error,
-            missing=code.explain(lines) if code and ended.code else None,
+            missing=code.explain(lines[-_SHOWN:]) if code and ended.code else None,
             spec=self._spec,
             peak=watch.usage.peak,
-            last_lines=lines if ended.code else [],
+            last_lines=lines,
+            shown=_SHOWN,
+            world=self._config["world_size"],
+            ports=self._ports.numbers if self._ports else (),
+            taken=self._ports.taken() if self._ports and ended.code else (),
+            ended=when,
         )
         self._hang_up(end)
         self._phase("run")
         return end
+
+    def _heed(self, prepared: Prepared) -> None:
+        """Do what people ask of the program, from its first round on."""
+        self._env = prepared.env
+        if self._commands is None:
+            self._commands = Commands(self._config, prepared.env, prepared.cwd, self._stacks)
+            self._commands.start()
+        self._commands.beside(prepared.env, prepared.cwd)
+
+    def _stacks(self, native: bool) -> dict[str, Any]:
+        from wherry.agent.stack import stacks
+
+        return stacks(self._config.get("py_spy", ""), self._env, native=native)
+
+    def _stacks_in_words(self) -> str:
+        from wherry.agent.stack import in_words
+
+        return in_words(self._stacks(False))
 
     def _grace(self) -> float:
         """Seconds from SIGTERM to SIGKILL: what the back end said last."""
@@ -380,6 +433,25 @@ class Agent:
         carrier, self._carrier = self._carrier, None
         if carrier is not None:
             carrier.finish()
+
+    def _to_be_held(self, end: dict[str, Any]) -> bool:
+        """Whether the program failed by itself and a person wants to see why; says so."""
+        seconds = float(self._spec.get("hold") or 0.0)
+        if not (seconds and self._commands and end["state"] == "failed") or self._wake.why:
+            return False
+        from wherry.agent.stall import in_words
+
+        failed = str(end["message"]).partition("\n")[0]
+        message = f"failed ({failed}); held for {in_words(seconds)}"
+        event = {"kind": "held", "message": message}
+        self._journal.append(protocol.EVENT, json.dumps(event).encode())
+        return True
+
+    def _hold(self) -> None:
+        """Stay, with the folder and the commands, until the time is over or the run is stopped."""
+        self._wake.ended.wait(float(self._spec["hold"]))
+        assert self._commands
+        self._commands.close()
 
     def _phase(self, name: str) -> None:
         now = time.monotonic()

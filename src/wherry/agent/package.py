@@ -5,6 +5,8 @@ Called by ``server.app``. The zip holds::
 
     __main__.py       python FOLDER/__main__.py CONFIG runs the agent
     wherry_call.py    runs a function instead of a script: agent/call.py
+    wherry_rsh.py     starts what mpirun wants started elsewhere: agent/remote.py
+    wherry_pool.py    serves the tasks of wherry.map: agent/pool.py
     wherry/           the agent; its __init__.py is agent/shim.py
     _vendor/          cloudpickle, for functions that travel by value
 """
@@ -22,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 _MAIN = '''\
-"""Runs the agent: python FOLDER/__main__.py CONFIG"""
+"""Runs the agent: python FOLDER/__main__.py CONFIG; with --beside, what a person runs beside."""
 
 import os
 import sys
@@ -32,13 +34,15 @@ package = type(sys)("wherry")
 package.__path__ = [os.path.join(os.path.dirname(os.path.abspath(__file__)), "wherry")]
 sys.modules["wherry"] = package
 
-from wherry.agent.main import main
-
 if __name__ == "__main__":
+    if sys.argv[1] == "--beside":
+        from wherry.agent.beside import main
+    else:
+        from wherry.agent.main import main
     sys.exit(main(sys.argv[1]))
 '''
 _HERE = Path(__file__).parent
-_ONLY_HERE = frozenset({"package.py", "shim.py", "call.py"})
+_ONLY_HERE = frozenset({"package.py", "shim.py", "call.py", "remote.py", "pool.py"})
 
 
 def build_zip(extra: Mapping[str, bytes] | None = None) -> bytes:
@@ -82,6 +86,8 @@ def _sources() -> Iterator[tuple[str, bytes]]:
 
     yield "__main__.py", _MAIN.encode()
     yield "wherry_call.py", (_HERE / "call.py").read_bytes()
+    yield "wherry_rsh.py", (_HERE / "remote.py").read_bytes()
+    yield "wherry_pool.py", (_HERE / "pool.py").read_bytes()
     yield "wherry/__init__.py", (_HERE / "shim.py").read_bytes()
     for path in _HERE.glob("*.py"):
         if path.name not in _ONLY_HERE:

@@ -19,7 +19,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 LINUX = sys.platform == "linux"
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_CLONE_NEWNET = 0x40000000
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_PTRACER = 1, 36, 0x59616D61
 
 
 class Process:
@@ -99,13 +100,20 @@ def processes() -> list[Process]:
 _helpers: set[int] = set()
 
 
+def own(pid: int) -> None:
+    """A child of the agent's own: it and all below it are no descendants of the program."""
+    _helpers.add(pid)
+
+
 @contextlib.contextmanager
-def helper(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+def helper(
+    command: list[str], *, stderr: int = subprocess.DEVNULL
+) -> Iterator[subprocess.Popen[bytes]]:
     """A short-lived process of the agent's own, with its output: no descendant of the program."""
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr
     )
-    _helpers.add(process.pid)
+    own(process.pid)
     try:
         yield process
     finally:
@@ -125,6 +133,15 @@ def descendants(root: int) -> list[Process]:
         todo += [process.pid for process in below]
         found += [process for process in below if not process.zombie]
     return found
+
+
+def command_line(pid: int) -> str:
+    """The words that a process was started with; "" where they are not known."""
+    if LINUX:
+        words = _read(f"/proc/{pid}/cmdline").split(b"\0")
+        return b" ".join(words).decode("utf-8", "replace").strip()
+    listed = subprocess.run(["ps", "-p", str(pid), "-o", "command="], capture_output=True)
+    return listed.stdout.decode("utf-8", "replace").strip()
 
 
 def pid_started(pid: int) -> float | None:
@@ -194,6 +211,7 @@ def reap() -> dict[int, int]:
             if pid == 0:
                 break
             ended[pid] = status
+            _helpers.discard(pid)  # its number may be another's soon
     return ended
 
 
@@ -211,7 +229,8 @@ def childless() -> bool:
 def adopt_orphans() -> Callable[[], None]:
     """
     Make this process the parent of every orphan below it; for ``preexec_fn``: a function by which
-    a child asks to be killed when the thread that forked it dies. Without Linux, both do nothing.
+    a child asks to be killed when the thread that forked it dies, and lets us and ours look into it
+    (``agent.stack``) where only those that are told may. Without Linux, both do nothing.
     """
     if not LINUX:
         return lambda: None
@@ -223,6 +242,7 @@ def adopt_orphans() -> Callable[[], None]:
 
     def die_with_parent() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        prctl(_PR_SET_PTRACER, parent, 0, 0, 0)  # outlives exec; refused where there is no Yama
         if os.getppid() != parent:
             os._exit(137)
 
@@ -271,6 +291,23 @@ def enter_cgroups(cgroups: Iterable[str]) -> None:
             fd = os.open(f"{group}/cgroup.procs", os.O_WRONLY)
             os.write(fd, b"0")
             os.close(fd)
+
+
+def network(namespace: str) -> Callable[[], None]:
+    """For ``preexec_fn``: moves the child into the network namespace of this path; "": nothing."""
+    if not namespace:
+        return lambda: None
+    import ctypes  # os.setns: only since Python 3.12
+
+    setns = ctypes.CDLL(None, use_errno=True).setns
+
+    def enter() -> None:
+        fd = os.open(namespace, os.O_RDONLY)
+        if setns(fd, _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "the network of the rehearsal", namespace)
+        os.close(fd)
+
+    return enter
 
 
 def widen_pipe(fd: int) -> None:

@@ -15,7 +15,7 @@ from wherry.agent import protocol
 from wherry.agent.argv import after_script, params_from_argv
 from wherry.agent.errors import Failed
 from wherry.agent.journal import Journal
-from wherry.agent.variables import rank_variables, thread_variables
+from wherry.agent.variables import OWN, rank_variables, thread_variables
 from wherry.agent.wake import Wake
 
 TYPE_CHECKING = False
@@ -24,6 +24,9 @@ if TYPE_CHECKING:  # what only annotations need would cost a tenth of the start
 
 #: This folder's parent, which has the shim, and wherry_call.py beside it.
 _AGENT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+_RSH = os.path.join(_AGENT, "wherry_rsh.py")
 
 
 def meets(config: dict[str, Any]) -> bool:
@@ -73,6 +76,7 @@ class Preparation:
         self._tty = tty
         self._ports = ports
         self._note = note
+        self._launcher: str = config.get("launcher", "")
         self._began = time.monotonic()
         self.round = 0  #: of an elastic group: the one that the rank is in, or was in last
 
@@ -98,19 +102,32 @@ class Preparation:
         place = self._spec.get("code", {}).get("in_place")
         env["PYTHONPATH"] = self._python_path(env, place or str(self._code.folder))
         command = list(self._spec.get("command", ()))
-        if self._payload_path:
+        if self._launcher == "mpi":
+            env["PATH"] = os.pathsep.join([env.get("PATH", os.defpath), env["WHERRY_MPI"]])
+        if self._payload_path and self._spec["call"].get("tasks"):
+            told = os.path.join(self._config["dir"], "config.json")
+            pool = os.path.join(_AGENT, "wherry_pool.py")
+            command = [self._python, pool, told, self._payload_path]
+        elif self._payload_path:
             result = os.path.join(self._config["dir"], "result")
             call = os.path.join(_AGENT, "wherry_call.py")
             command = [self._python, call, self._payload_path, result]
         elif command[0] in ("python", "python3"):
             command[0] = self._python
+        elif self._launcher == "mpi" and meets(self._config) and env["WHERRY_WORLD_SIZE"] != "1":
+            from wherry.agent import mpi
+
+            command = mpi.command(command, int(env["WHERRY_RANK"]), _RSH)
         return Prepared(command, env, self._cwd, self._code)
 
     def phase(self, name: str) -> None:
         """Report how long it took since the last one."""
         now = time.monotonic()
-        record = {"phase": name, "seconds": now - self._began}
+        self._record(name, now - self._began)
         self._began = now
+
+    def _record(self, name: str, seconds: float) -> None:
+        record = {"phase": name, "seconds": seconds}
         self._journal.append(protocol.PHASE, json.dumps(record).encode())
 
     def _bundle(self) -> tuple[Any, str]:
@@ -205,6 +222,9 @@ class Preparation:
             for line in error.tail.splitlines():
                 self._journal.say(line)
             raise Failed("environment", error.message, error.hint) from None
+        if not built.reused:
+            # Within the phase of the environment: a run of the same packages would not have it.
+            self._record("build", time.monotonic() - self._began)
         return built.python, self._paths(built.bin, built.root)
 
     def _paths(self, folder: str, venv: str) -> dict[str, str]:
@@ -232,16 +252,35 @@ class Preparation:
         found["WHERRY_OUTPUT_DIR"] = os.path.join(folder, "output")
         found["WHERRY_CHECKPOINT_DIR"] = checkpoint_folder(self._config)
         found["WHERRY_PARAMS"] = json.dumps(self.params())
+        if self._launcher == "mpi":
+            # In a pool each runs an mpirun of its own.
+            found.update(self._mpi(config["rank"] if len(peers) > 1 else 0, peers))
         # A segmentation fault then says where it was.
         wanted = {"PYTHONFAULTHANDLER": "1"}
         if not self._tty:  # where output shows line by line anyway
             wanted["PYTHONUNBUFFERED"] = "1"
+        if config.get("network", {}).get("namespace"):
+            # They would look for the interface by the machine's name, which leads out of here.
+            names = ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+            wanted.update(dict.fromkeys(names, "eth0"))
         # A single process that asked for no share may use the machine, as it would without us.
-        if config["world_size"] > 1 or self._spec.get("resources", {}).get("cpu"):
-            wanted.update(thread_variables(config["threads"]))
+        several = int(self._spec.get("processes", 1)) if self._launcher else 1
+        asked_for = self._spec.get("resources", {}).get("cpu")
+        if config["world_size"] > 1 or several > 1 or asked_for:
+            wanted.update(thread_variables(config["threads"] // several))
         asked = {**self._base, **self._spec.get("env", {})}
         found.update({name: value for name, value in wanted.items() if name not in asked})
         return found
+
+    def _mpi(self, rank: int, peers: list[dict[str, Any]]) -> dict[str, str]:
+        from wherry.agent import mpi
+
+        folder = os.path.join(self._config["dir"], "mpi")
+        processes = int(self._spec.get("processes", 1))
+        machines = mpi.hosts(peers, processes)
+        mpi.write(folder, rank, peers, machines, own=OWN, script=_RSH)
+        cores = os.cpu_count() or 1
+        return mpi.mpi_variables(folder, machines, root=os.getuid() == 0, cores=cores)
 
     def params(self) -> dict[str, Any]:
         """The parameters that the command line shows, under those that the job declares."""

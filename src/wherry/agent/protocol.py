@@ -30,10 +30,12 @@ EVENT    JSON ``{"kind", "message"}``: something for the run's history
 =================================== ================================================================
 POST /hello                         JSON ``{"protocol", "host", "address", "ports", "pid",
                                     "python"}`` → ``{"acked", "lease"}``
-GET  /peers?wait=SECONDS&round=N    → 200 ``{"round", "peers": [{"rank", "address", "ports"}]}`` in
-                                    their order, once all have arrived; 202 ``{"missing": [ranks]}``
-                                    when ``wait`` is over. ``round``: of an elastic group: the last
-                                    that this rank was in, and has left; 0 at first
+GET  /peers?wait=SECONDS&round=N    → 200 ``{"round", "peers": [{"rank", "address", "ports",
+                                    "key"}]}`` in their order, once all have arrived; 202
+                                    ``{"missing": [ranks]}`` when ``wait`` is over. ``round``: of an
+                                    elastic group: the last that this rank was in, and has left; 0
+                                    at first. ``key``: hexadecimal; whoever knows a rank's key is of
+                                    its attempt, see ``agent.remote``
 POST /reports                       body: frames, none for a heartbeat → ``{"acked", "stop",
                                     "round"}``. ``stop``: the run is being stopped; treat it as
                                     SIGTERM. ``round``: leave an older one and meet for this
@@ -45,7 +47,21 @@ GET  /checkpoints                   → ``{"parts": [{"name", "files"}]}``: the 
                                     ``[{"path", "digest", "size", "modified"}]``
 POST /checkpoints                   JSON ``{"name", "step", "shard", "shards", "files", "gone"}`` →
                                     204; its blobs were stored before. ``gone``: of "" alone
+GET  /commands?after=N&wait=SECONDS → ``{"commands": [{"number", "id", "kind", ...}]}``: those newer
+                                    than number N, none when ``wait`` is over; see below
+POST /commands/ID                   JSON: what came of it → 204
+GET  /channels/ID                   → attach frames from the person, for as long as there is one
+POST /channels/ID                   body: attach frames to the person, until the program has ended
 =================================== ================================================================
+
+**Commands**, which an agent fetches while its program runs or is held:
+
+====== =============================================================================================
+exec   ``{"channel"}``: take up the channel: GET, then POST; START says what to run beside the
+       program. The program ends with whichever end hangs up first.
+stack  ``{"native"}`` → ``{"processes": [{"pid", "command", "threads"}], "problems": [{"pid",
+       "code", "message", "hint"}]}``; threads as ``py-spy dump --json`` gives them
+====== =============================================================================================
 
 Any answer 409 with code ``stale-token`` means: another incarnation took over; kill the program and
 leave. 401, 403: the same. 5xx and no answer: try again, for as long as it takes.
@@ -65,6 +81,7 @@ journal     the newest frames; a torn last frame is possible. ``journal.SEQ``: o
 acked       text: the last seq that the control plane has stored
 report      what the user's process appends, see below
 output/     ``wherry.output_dir``
+mpi/        under ``mpirun``: the host file, and who may start what, see ``agent.remote``
 agent.log   the agent's own stderr
 =========== ========================================================================================
 
@@ -80,6 +97,10 @@ the file ``WHERRY_REPORT``, each in one ``write``; the agent tails it::
 before it starts its program. Frames ``u32 length of payload | u8 type | payload``; types
 :data:`ATTACH`. The environment of a foreground run travels here and is stored nowhere. A client
 that goes away, or says DETACH, leaves the program running.
+
+The same frames go through a channel, where a person runs something beside the program: START has
+the ``command``, and ``env`` goes over the program's own. Here no HELLO is said, and a client that
+goes away ends what it started.
 
 **Config.** A back end starts ``python AGENT config.json`` (mode 0600) with the fields of
 :data:`CONFIG`.
@@ -117,6 +138,7 @@ CONFIG = {
     "world_size": "workers x processes",
     "processes": "ranks per worker; local rank = rank % processes",
     "roles": "[role, index within it] of every rank; [] in a job without roles",
+    "launcher": "'torchrun' or 'mpi' where the command starts a worker's processes itself, else ''",
     "spec": "the JobSpec as JSON data, as this rank has it",
     "dir": "this rank's own folder: config, journal, output, report file",
     "shared_dir": "the attempt's folder on this machine: the code's copy",
@@ -126,11 +148,15 @@ CONFIG = {
     "threads": "cores allotted to this rank",
     "attach": "Unix socket of a waiting terminal, or ''",
     "uv": "path of uv, or ''",
+    "py_spy": "path of py-spy, or '': whatever is on the path",
+    "stall": "seconds without a sign of life after which the rank is flagged; 0: never",
     "grace": "seconds from SIGTERM to SIGKILL",
     "heartbeat": "seconds",
     "lease": "seconds",
     "barrier_timeout": "seconds",
     "spool_limit": "bytes of unsent reports on disk",
+    "network": "of a rehearsal: {'namespace', 'address'} of the program, {'ip', 'hub', 'link'} to "
+    "cut it off, or {'missing'}: why not; else {}",
     "limits": "{'memory': bytes or None, 'cgroup': [paths] } set by the back end",
 }
 
@@ -185,7 +211,7 @@ ATTACH_HEADER = struct.Struct("<IB")
 # agent to terminal
 ATTACH_HELLO = 1  #: JSON {"rank", "world_size", "attempt"}
 ATTACH_OUT = 2  #: u8 stream, bytes
-ATTACH_ENDED = 3  #: JSON {"state", "exit_code", "signal"}
+ATTACH_ENDED = 3  #: JSON {"state", "exit_code", "signal"}; "message" where it never started
 ATTACH_NOTE = 4  #: UTF-8 text for the person, such as "building the environment"
 # terminal to agent
 ATTACH_START = 11  #: JSON {"env": {...}, "tty": {"rows", "cols"} or null, "stdin": bool}
@@ -193,6 +219,8 @@ ATTACH_IN = 12  #: bytes for stdin; empty: end of file
 ATTACH_SIGNAL = 13  #: JSON {"signal": number}: to the program's foreground process group
 ATTACH_RESIZE = 14  #: JSON {"rows", "cols"}
 ATTACH_DETACH = 15  #: nothing
+# either way
+ATTACH_NOTHING = 16  #: nothing: a quiet line is still there
 ATTACH = {
     name: value
     for name, value in list(globals().items())

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from wherry.agent import platform, protocol
 from wherry.agent.attach import Terminal, TerminalGone
-from wherry.agent.capture import Capture
+from wherry.agent.capture import Output
 from wherry.agent.program import Program, resize
 from wherry.agent.wake import Wake
 
@@ -37,7 +37,8 @@ class Ended:
 
     def __init__(self, status: int, why: str, left: list[str]) -> None:
         self.code = os.waitstatus_to_exitcode(status)  #: negative: the signal
-        self.why = why  #: "", "stopped", "preempted", "round", "timeout", "oom", "replaced"
+        #: "", "stopped", "preempted", "round", "timeout", "oom", "replaced", "gone", "over"
+        self.why = why
         self.left = left  #: "PID (NAME)" of processes that the program left behind
 
 
@@ -47,15 +48,18 @@ class Supervisor:
     def __init__(
         self,
         program: Program,
-        capture: Capture,
+        capture: Output,
         terminal: Terminal | None,
         wake: Wake,
         *,
         grace: Callable[[], float],
         timeout: float | None,
         warn: Callable[[], None] = lambda: None,
+        hangs: bool = False,
     ) -> None:
+        """``hangs``: the program ends with its terminal, as below a shell."""
         self._program = program
+        self._hangs = hangs
         self._capture = capture
         self._terminal = terminal
         self._wake = wake
@@ -151,7 +155,7 @@ class Supervisor:
         self._kill_at = time.monotonic() + self._grace()
         self._warn()
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._program.pid, signal.SIGTERM)
+            os.killpg(self._program.pid, signal.SIGHUP if self._hangs else signal.SIGTERM)
 
     def _kill(self) -> bool:
         statuses: dict[int, int] = {}
@@ -266,6 +270,8 @@ class Supervisor:
             self._terminal = None
             self._stdin_ends = True
             self._write_stdin()
+            if self._hangs:
+                self._wake.end("gone")
 
     def _watch_what_matters(self) -> None:
         """Read the program only while its terminal keeps up; write only where something waits."""

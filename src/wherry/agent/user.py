@@ -45,6 +45,12 @@ _FOLDERS = {
     "checkpoint_dir": ("WHERRY_CHECKPOINT_DIR", "checkpoints"),
     "output_dir": ("WHERRY_OUTPUT_DIR", "outputs"),
 }
+#: Where a process finds its rank and the world size, by launcher.
+_LAUNCHED = {
+    "": ("WHERRY_RANK", "WHERRY_WORLD_SIZE"),
+    "torchrun": ("RANK", "WORLD_SIZE"),
+    "mpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+}
 _FINITE = 1.7976931348623157e308
 _GLANCE = 0.05  #: seconds between two looks at whether the program is asked to end
 
@@ -97,12 +103,18 @@ def params() -> dict[str, Scalar]:
 
 def rank() -> int:
     """Which process of the run this is, from 0; 0 outside a run."""
-    return int(os.environ.get("WHERRY_RANK") or 0)
+    return _number_of(0, default=0)
 
 
 def world_size() -> int:
     """How many processes the run has; 1 outside a run."""
-    return int(os.environ.get("WHERRY_WORLD_SIZE") or 1)
+    return _number_of(1, default=1)
+
+
+def _number_of(which: int, *, default: int) -> int:
+    # Under a launcher, WHERRY_RANK is the launcher's: it numbers the processes itself.
+    launched = _LAUNCHED.get(os.environ.get("WHERRY_LAUNCHER", ""), _LAUNCHED[""])
+    return int(os.environ.get(launched[which]) or default)
 
 
 def stopping() -> bool:

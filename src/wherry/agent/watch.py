@@ -20,7 +20,9 @@ if TYPE_CHECKING:  # what only annotations need would cost a tenth of the start
     from pathlib import Path
     from typing import Any
 
+    from wherry.agent.faults import Faults
     from wherry.agent.reports import ReportTail
+    from wherry.agent.stall import Stall
     from wherry.agent.tensorboard import EventFiles
     from wherry.agent.usage import Usage
 
@@ -31,7 +33,8 @@ _FIRST = 0.5  #: seconds until the first look at the rest
 class Watch(threading.Thread):
     """
     ``env``, ``cwd`` and ``command`` are the program's. ``on_oom()`` is called, perhaps again, when
-    it is over its memory limit. ``reports`` and ``usage`` are there after ``finish``.
+    it is over its memory limit. ``faults``: of a rehearsal. ``signs()`` grows with its output,
+    ``stacks()`` says in words what it does. ``reports`` and ``usage`` are there after ``finish``.
     """
 
     def __init__(
@@ -43,17 +46,23 @@ class Watch(threading.Thread):
         cwd: str,
         command: list[str],
         on_oom: Callable[[], None],
+        signs: Callable[[], int],
+        stacks: Callable[[], str],
+        faults: Faults | None = None,
     ) -> None:
         super().__init__(name="watch", daemon=True)
         self._config, self._journal = config, journal
         self._env, self._cwd, self._command = env, cwd, command
-        self._on_oom = on_oom
+        self._on_oom, self._signs, self._stacks = on_oom, signs, stacks
+        self._faults = faults
+        self._pace = _PACE if faults is None else faults.pace
         self._began = time.time() - 1
         self._kills = platform.oom_kills(config["limits"].get("cgroup") or ())
         self._ended = threading.Event()
         self.reports: ReportTail
         self.usage: Usage
         self._events: EventFiles
+        self._stall: Stall | None = None
 
     def run(self) -> None:
         """The thread."""
@@ -61,14 +70,18 @@ class Watch(threading.Thread):
         self._ended.wait(_PACE)
         self._make()
         due = time.monotonic() + _FIRST - _PACE
-        while not self._ended.wait(_PACE):
+        while not self._ended.wait(self._pace):
             try:
                 self.reports.poll()
+                if self._faults is not None:
+                    self._faults.tick(self._take)
                 if time.monotonic() >= due:
                     due = time.monotonic() + self.usage.period
                     self._events.poll()
                     if self.usage.poll():
                         self._on_oom()
+                    if self._stall:
+                        self._stall.poll(self.usage.spent)
             except Exception:
                 # To lose a point is better than to lose the rest of them.
                 traceback.print_exc()
@@ -77,8 +90,13 @@ class Watch(threading.Thread):
         """The program has ended: take the last of it."""
         self._ended.set()
         self.join()
+        self._take()
+
+    def _take(self) -> None:
+        """Everything that the program has reported by now."""
         self.reports.poll()
         self._events.poll(thorough=True)
+        self.usage.finish()
 
     def _make(self) -> None:
         from pathlib import Path
@@ -89,6 +107,12 @@ class Watch(threading.Thread):
 
         self.reports = ReportTail(Path(self._env["WHERRY_REPORT"]), self._journal)
         self.usage = Usage(self._journal, self._config["limits"], self._kills)
+        if limit := float(self._config.get("stall") or 0.0):
+            from wherry.agent.stall import Stall
+
+            signs, journal = self._signs, self._journal
+            self._stall = Stall(limit, journal, lambda: signs() + journal.metrics, self._stacks)
+            self.usage.period = min(self.usage.period, limit / 2)
         output = Path(self._env["WHERRY_OUTPUT_DIR"])
         rank = self._config["rank"]
         folders = event_folders(Path(self._cwd), output, self._command, rank)

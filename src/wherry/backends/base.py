@@ -56,6 +56,7 @@ class Request(Struct, frozen=True, kw_only=True):
     lease: float = 30.0  #: seconds
     barrier_timeout: float = 600.0  #: seconds
     spool_limit: int = 4 * 2**30  #: bytes
+    stall: float = 600.0  #: seconds without a sign of life before a rank is flagged; 0: never
 
 
 class Plan(Struct, frozen=True, kw_only=True):

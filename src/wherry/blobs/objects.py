@@ -21,7 +21,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
-from wherry.core.bundle import DIGEST, check_digest
+from wherry.core.bundle import DIGEST, blob_path, check_digest
 from wherry.errors import InvalidInput, NotFound, StorageFull, Unavailable
 
 if TYPE_CHECKING:
@@ -62,10 +62,10 @@ class ObjectBlobs:
         part = checked.read(_PART)
         if checked.ended:
             with _translated(digest):
-                obstore.put(self._store, _path(digest), part)
+                obstore.put(self._store, blob_path(digest), part)
             return checked.size
         # ``obstore.put`` takes pieces too, but draws them where no blob may be read.
-        writer = obstore.open_writer(self._store, _path(digest), buffer_size=_PART)
+        writer = obstore.open_writer(self._store, blob_path(digest), buffer_size=_PART)
         try:
             while part:
                 with _translated(digest):
@@ -85,7 +85,7 @@ class ObjectBlobs:
 
     def _pieces(self, digest: str, start: int, end: int) -> Iterator[bytes]:
         with _translated(digest):
-            found = obstore.get(self._store, _path(digest), options={"range": (start, end)})
+            found = obstore.get(self._store, blob_path(digest), options={"range": (start, end)})
             for piece in found.stream(min_chunk_size=_PIECE):
                 whole = bytes(piece)
                 for at in range(0, len(whole), _PIECE):
@@ -93,7 +93,7 @@ class ObjectBlobs:
 
     def size(self, digest: str) -> int:
         with _translated(digest):
-            return obstore.head(self._store, _path(check_digest(digest)))["size"]
+            return obstore.head(self._store, blob_path(check_digest(digest)))["size"]
 
     def missing(self, digests: Iterable[str]) -> list[str]:
         return [digest for digest in dict.fromkeys(digests) if not self._has(digest)]
@@ -107,7 +107,7 @@ class ObjectBlobs:
 
     def remove(self, digest: str) -> None:
         with contextlib.suppress(NotFound), _translated(digest):
-            obstore.delete(self._store, _path(check_digest(digest)))
+            obstore.delete(self._store, blob_path(check_digest(digest)))
 
     def all(self) -> Iterator[tuple[str, int, float]]:
         with _translated():
@@ -148,11 +148,6 @@ class _Checked:
                 f"the bytes have the digest {found}, not {self.digest}",
                 hint="the content changed or was cut off on its way; send it again",
             )
-
-
-def _path(digest: str) -> str:
-    # Folders of a manageable size.
-    return f"{digest[:2]}/{digest}"
 
 
 def _sweep(folder: Path) -> None:

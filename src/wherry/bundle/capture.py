@@ -29,6 +29,7 @@ MANY_FILES = 20_000
 
 _PIECE = 1 << 20
 _WRITTEN = "was being written to while the project was captured"
+_LARGE, _LINK = "large: ", "a link to "  # how their reasons begin
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ def capture(
         capturing.skip(path, _WRITTEN)
     capturing.cache.save()
     return capturing.result()
+
+
+def unrecorded(manifest: Manifest) -> tuple[LeftOut, ...]:
+    """What a run in place works with and its record does without: large files, links away."""
+    return tuple(left for left in manifest.left_out if left.why.startswith((_LARGE, _LINK)))
 
 
 class _Capturing:
@@ -153,7 +159,7 @@ class _Capturing:
         real = Path(os.path.realpath(f"{self.root}/{path}"))
         out = os.path.isabs(target) or lexical.split("/")[0] == ".."
         if out or not real.is_relative_to(self.root):
-            why = f"a link to {target}, which is outside of the project"
+            why = f"{_LINK}{target}, which is outside of the project"
             hint = f"copy the file in, link to it relatively, or add {path} to {IGNORE_FILE}"
             self.refuse(path, why, lambda: LinkOutOfTree(f"{path} is {why}", hint=hint))
         elif why := _unportable(target):
@@ -192,7 +198,7 @@ class _Capturing:
                 hint=f"add it to {IGNORE_FILE}, or allow it: WHERRY_MAX_FILE={size}",
             )
         for size, path in self.too_large:
-            self.skip(path, f"large: {format_bytes(size)}, more than {format_bytes(self.limit)}")
+            self.skip(path, f"{_LARGE}{format_bytes(size)}, more than {format_bytes(self.limit)}")
         manifest = Manifest(entries=tuple(self.entries), left_out=tuple(sorted(self.left_out)))
         return Captured(manifest=manifest, root=self.root, paths=self.paths)
 

@@ -2,7 +2,7 @@
 The terminal's end of the attach protocol (``agent.protocol``): the socket that agents connect to,
 and one connected agent.
 
-Called by ``foreground``. Nothing here blocks.
+Called by ``foreground`` and, for the connected agent, ``beside``. Nothing here blocks.
 """
 
 from __future__ import annotations
@@ -104,7 +104,11 @@ class Peer:
 
     def send(self, kind: int, payload: bytes = b"") -> None:
         """Queue a frame and send what the agent takes now. A dead agent: nothing."""
-        self._outbox += protocol.attach_frame(kind, payload)
+        self.put(protocol.attach_frame(kind, payload))
+
+    def put(self, frame: bytes) -> None:
+        """The same for a whole frame."""
+        self._outbox += frame
         self.flush()
 
     def send_json(self, kind: int, data: Any) -> None:

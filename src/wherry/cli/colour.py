@@ -1,12 +1,13 @@
 """
 Whether and how to colour: the one reader of ``NO_COLOR`` and ``CLICOLOR_FORCE``.
 
-Called by everything in ``cli`` that writes for people. Imports nothing, so it is free.
+Called by everything in ``cli`` that writes for people. Imports next to nothing, so it is free.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from typing import IO, Any
 
 _CODES = {
@@ -15,6 +16,19 @@ _CODES = {
 }  # fmt: skip
 #: One per rank, in turn.
 RANKS = ("cyan", "green", "yellow", "magenta", "blue", "red")
+
+
+_SGR = re.compile(r"\x1b\[[0-9;:]*m")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """
+    ``text`` that a terminal shows and does not obey.
+
+    Colours go; other control characters but line feed and tab are written out.
+    """
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], _SGR.sub("", text))
 
 
 def is_terminal(stream: IO[Any] | None) -> bool:

@@ -43,7 +43,7 @@ def files(ref: str, on: str, as_json: bool) -> None:
             Column("DIGEST", lambda file: file.digest[:12]),
         ],
         json=as_json,
-        empty="no files\nhint: what a script writes to wherry.output_dir() is kept",
+        empty="no files\nhint: what a script writes to wherry.output_dir is kept",
     )
 
 
@@ -76,11 +76,12 @@ def get(
     rank-N/ where two ranks kept the same path. Every file is checked against its digest.
     """
     from wherry.cli import output
+    from wherry.core.job import usable_name
 
     client = options.connect(on)
     run = client.run(ref).run
     chosen = choose(client.files(run.id), paths, run.id)
-    target = folder or Path(f"{run.name}-{run.id}" if run.name else run.id)
+    target = folder or Path(f"{usable_name(run.name)}-{run.id}" if run.name else run.id)
     plan = [(file, target / to) for file, to in placed(chosen)]
     stale = [(file, to) for file, to in plan if not _same(file, to)]
     if not force and (existing := [to for _, to in stale if os.path.lexists(to)]):

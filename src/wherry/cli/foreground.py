@@ -14,18 +14,16 @@ import contextlib
 import os
 import selectors
 import signal
-import socket
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from wherry.agent import protocol
 from wherry.cli.attach import Listener, Peer
-from wherry.cli.terminal import STDERR, STDOUT, Screen, Terminal
+from wherry.cli.terminal import STDERR, STDOUT, Screen, Signals, Terminal, is_open, is_tty
 from wherry.core.run import Run
 from wherry.errors import Unavailable, WherryError
 
@@ -107,15 +105,14 @@ class Foreground:
         self._run = run
         self._terminal = Terminal()
         single = run.spec.world_size == 1
-        self._tty = single and stdout == STDOUT and os.isatty(STDOUT) and _is_tty(0)
+        self._tty = single and stdout == STDOUT and is_tty(STDOUT) and is_tty(0)
         self._screen = Screen(ranks=run.spec.world_size, stdout=stdout, newline=self._newline)
         self._selector = selectors.SelectSelector()  # the only one that takes any kind of stdin
         self._peers: set[Peer] = set()
-        self._signals: deque[int] = deque()
-        self._wake_in, self._wake_out = socket.socketpair()
-        self._watcher = Watcher(connect, run, self._wake)
+        self._signals = Signals(_HANDLED)
+        self._watcher = Watcher(connect, run, self._signals.wake)
         self._timers: list[tuple[float, Callable[[], None]]] = []
-        self._stdin_open = _is_open(0)
+        self._stdin_open = is_open(0)
         self._stdin_read = False
         self._attached = False
         self._attempt = 0
@@ -127,9 +124,9 @@ class Foreground:
 
     def attend(self) -> Outcome:
         """Until the run has finished or the person detaches."""
-        with self._handlers(), contextlib.closing(self._selector):
+        with self._signals, contextlib.closing(self._selector):
             self._selector.register(self._listener.socket, selectors.EVENT_READ, self._accept)
-            self._selector.register(self._wake_out, selectors.EVENT_READ, self._woken)
+            self._selector.register(self._signals, selectors.EVENT_READ, self._woken)
             self._later(QUIET, self._watcher.start)
             try:
                 while self._outcome is None:
@@ -151,8 +148,8 @@ class Foreground:
         self._timers = [(when, call) for when, call in self._timers if when > now]
         for call in due:
             call()
-        while self._signals:
-            self._signalled(self._signals.popleft())
+        while self._signals.caught:
+            self._signalled(self._signals.caught.popleft())
         if self._outcome is None:
             self._mind_stdin()
             wait = min((when for when, _ in self._timers), default=now + 60) - time.monotonic()
@@ -163,16 +160,11 @@ class Foreground:
     def _later(self, seconds: float, call: Callable[[], None]) -> None:
         self._timers.append((time.monotonic() + seconds, call))
 
-    def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # full: it is awake already
-            self._wake_in.send(b"\0")
-
     def _woken(self, events: int) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self._wake_out.recv(4096)
+        self._signals.clear()
         run = self._watcher.run
         if run.finished:
-            self._selector.unregister(self._wake_out)
+            self._selector.unregister(self._signals)
             self._later(DRAIN if self._peers else 0.0, self._finish)
             self._over()
         elif not self._attached and run.state == "running":
@@ -307,7 +299,7 @@ class Foreground:
         for key, number in ((_DETACH, signal.SIGQUIT), (_SUSPEND, signal.SIGTSTP)):
             before, found, _ = data.partition(key)
             if found:
-                self._signals.append(number)
+                self._signals.caught.append(number)
                 data = before
         if data:
             peer.send(protocol.ATTACH_IN, data)
@@ -315,26 +307,6 @@ class Foreground:
             self._interrupt()
 
     # --- signals
-
-    @contextlib.contextmanager
-    def _handlers(self) -> Any:
-        self._wake_in.setblocking(False)
-        self._wake_out.setblocking(False)
-        numbers = [getattr(signal, name) for name in _HANDLED]
-        before = {
-            number: signal.signal(number, lambda got, _: self._signals.append(got))
-            for number in numbers
-            if signal.getsignal(number) is not signal.SIG_IGN  # as nohup asks
-        }
-        previous = signal.set_wakeup_fd(self._wake_in.fileno(), warn_on_full_buffer=False)
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(previous)
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            self._wake_in.close()
-            self._wake_out.close()
 
     def _signalled(self, number: int) -> None:
         if number == signal.SIGINT:
@@ -363,7 +335,7 @@ class Foreground:
         if self._stopping is not None:
             self._detach(self._stopping)
             self._screen.say(f"the run is being stopped: wherry show {self._run.id}")
-        elif twice or not self._attached:
+        elif twice or all(peer.ended is not None for peer in self._peers):
             self._stop(130)
             self._screen.say(f"stopping {self._run.name}; Ctrl-C again leaves it to itself")
         else:
@@ -372,7 +344,9 @@ class Foreground:
     def _advise(self) -> None:
         """A script that ends on SIGINT needs no advice."""
         if self._stopping is None and any(peer.ended is None for peer in self._peers):
-            self._screen.say("sent SIGINT; Ctrl-C again stops the run, Ctrl-\\ detaches")
+            self._screen.say(
+                f"sent SIGINT; Ctrl-C again stops the run (within {TWICE:g} s), Ctrl-\\ detaches"
+            )
 
     def _stop(self, status: int) -> None:
         self._stopping = status
@@ -411,21 +385,6 @@ class Foreground:
     def _goes_on(self) -> str:
         run = self._run.id
         return f"the run goes on: wherry logs -f {run}  (stop it: wherry stop {run})"
-
-
-def _is_tty(fd: int) -> bool:
-    try:
-        return os.isatty(fd)
-    except OSError:
-        return False
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
 
 
 def attend(

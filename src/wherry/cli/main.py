@@ -22,6 +22,8 @@ from wherry.errors import Internal, WherryError
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Run": {
         "run": ("run:run", "Run a script, module, program or job file"),
+        "rehearse": ("rehearse:rehearse", "Run with faults, and see whether it resumes"),
+        "check": ("run:check", "Look for mistakes in a run before it runs"),
         "retry": ("stop:retry", "Run again what ran before"),
         "stop": ("stop:stop", "Stop runs"),
         "rm": ("stop:rm", "Remove finished runs and all that they kept"),
@@ -29,8 +31,11 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Look": {
         "ps": ("ps:ps", "List runs"),
         "show": ("show:show", "Show one run: state, cause, ranks, times, metrics"),
+        "explain": ("explain:explain", "Say why a run waited, failed, was tried again"),
         "logs": ("logs:logs", "Print or follow what a run wrote"),
         "metrics": ("metrics:metrics", "Show the metrics of a run"),
+        "exec": ("beside:exec_", "Run a program, such as a shell, beside a rank's"),
+        "stack": ("stack:stack", "Show what every rank's Python does now"),
         "files": ("files:files", "List the files that a run kept"),
         "get": ("files:get", "Copy a run's files to a folder"),
     },
@@ -60,12 +65,14 @@ EXIT_CODES: dict[int, str] = {
     6: "the control plane cannot be reached, is not ready, or is out of space",
     7: "the time to wait is over",
     70: "a defect of Wherry",
+    126: "a program could not be started",
+    127: "a program was not there",
     130: "interrupted by Ctrl-C",
     141: "the reader of the output went away",
 }
 RUN_EXIT_CODES = (
-    "A foreground `wherry run` exits with the script's own status, and with 128 + n where "
-    "signal n killed it."
+    "A foreground `wherry run`, and `wherry exec`, exit with the program's own status, and with "
+    "128 + n where signal n killed it."
 )
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -137,11 +144,11 @@ def cli() -> None:
 
 def complain(message: str, hint: str = "") -> None:
     """Say on stderr what went wrong and the way out."""
-    from wherry.cli.colour import paint
+    from wherry.cli.colour import paint, visible
 
-    print(paint("error:", "bold red", sys.stderr), message, file=sys.stderr)
+    print(paint("error:", "bold red", sys.stderr), visible(message), file=sys.stderr)
     if hint:
-        print(paint("hint:", "bold cyan", sys.stderr), hint, file=sys.stderr)
+        print(paint("hint:", "bold cyan", sys.stderr), visible(hint), file=sys.stderr)
 
 
 def _usage(error: click.ClickException) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from wherry.cli.colour import is_terminal, paint, wants_colour
+from wherry.cli.colour import is_terminal, paint, visible, wants_colour
 from wherry.core.api import json_number
 
 STATE_STYLES = {
@@ -26,15 +26,22 @@ STATE_STYLES = {
     "failed": "red", "lost": "red", "stopped": "yellow",
 }  # fmt: skip
 
+_NARROW = 8  # characters that a column keeps, however narrow the terminal
+
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table for people. ``style`` gives the style of a cell from its text."""
+    """
+    One column of a table for people. ``style`` gives the style of a cell from its text.
+
+    On a terminal that is too narrow only columns that ``shrinks`` give way, the last ones first.
+    """
 
     title: str
     text: Callable[[Any], str]
     right: bool = False
     style: Callable[[str], str] = lambda text: ""
+    shrinks: bool = False
 
 
 def state_style(text: str) -> str:
@@ -88,7 +95,7 @@ def thing(item: Any, fields: Callable[[Any], Iterable[tuple[str, str]]], *, json
     width = max((len(name) for name, _ in shown), default=0)
     for name, text in shown:
         head = paint(name.ljust(width), "bold", sys.stdout)
-        body = text.replace("\n", "\n" + " " * (width + 2))
+        body = visible(text).replace("\n", "\n" + " " * (width + 2))
         write(f"{head}  {paint(body, state_style(body), sys.stdout)}\n")
 
 
@@ -102,7 +109,7 @@ def table(items: Sequence[Any], columns: Sequence[Column]) -> None:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return visible(" ".join(text.split()))
 
 
 def _plain_table(rows: Sequence[Sequence[str]], columns: Sequence[Column]) -> None:
@@ -125,26 +132,45 @@ def _rich_table(rows: Sequence[Sequence[str]], columns: Sequence[Column]) -> Non
     from rich.table import Table
     from rich.text import Text
 
+    console = Console(no_color=not wants_colour(sys.stdout), highlight=False)
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
+    widths = _widths(rows, columns, console.width)
+    for column, width in zip(columns, widths, strict=True):
         drawn.add_column(
             column.title, justify="right" if column.right else "left", overflow="ellipsis",
-            no_wrap=True,
+            no_wrap=True, width=width,
         )  # fmt: skip
     for row in rows:
         cells = zip(row, columns, strict=True)
         drawn.add_row(*(Text(text, column.style(text)) for text, column in cells))
-    Console(no_color=not wants_colour(sys.stdout), highlight=False).print(drawn)
+    # Where even the rest does not fit, the terminal breaks the lines: they stay whole.
+    console.width = max(console.width, sum(widths) + 2 * len(widths))
+    console.print(drawn)
+
+
+def _widths(rows: Sequence[Sequence[str]], columns: Sequence[Column], room: int) -> list[int]:
+    """The width of each column. Where there is not enough room, those that may give way do."""
+    from rich.cells import cell_len
+
+    titles = [column.title for column in columns]
+    widths = [max(cell_len(row[i]) for row in (titles, *rows)) for i in range(len(columns))]
+    over = sum(widths) + 2 * len(widths) - room
+    for i in reversed(range(len(columns))):
+        if over > 0 and columns[i].shrinks:
+            given = min(over, max(0, widths[i] - max(_NARROW, len(titles[i]))))
+            widths[i] -= given
+            over -= given
+    return widths
 
 
 def note(text: str) -> None:
     """Prose for the person, on stderr."""
-    print(text, file=sys.stderr)
+    print(visible(text), file=sys.stderr)
 
 
 def hint(text: str) -> None:
     """What to do next, on stderr."""
-    print(paint("hint:", "bold cyan", sys.stderr), text, file=sys.stderr)
+    print(paint("hint:", "bold cyan", sys.stderr), visible(text), file=sys.stderr)
 
 
 def ago(when: float | None, now: float | None = None) -> str:

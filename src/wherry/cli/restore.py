@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 #: What a backup holds, and what it replaces.
 DATABASE = "wherry.db"
-_STATE = re.compile(r"wherry\.db|secret|token|blobs(/.*)?")
+_STATE = re.compile(r"wherry\.db|secret|token|blobs(/[0-9a-f]{2})?(/[0-9a-f]{64})?")
+_BLOB = re.compile(r"blobs/(?:.*/)?([0-9a-f]{64})")
 _REPLACED = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", "secret", "token", "blobs")
 
 
@@ -70,7 +71,7 @@ def replace(home: Path, backup: Path) -> None:
     """
     from wherry.sdk.connect import find_server, stop_server
 
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings.make_home(home)
     work = home / f"restore-{os.urandom(6).hex()}"
     new, old = work / "new", work / "old"
     for folder in (work, new, old):
@@ -127,7 +128,7 @@ def unpack(backup: Path, folder: Path) -> None:
 
     :raises InvalidInput: where it is not a backup, is cut off, or holds anything else.
     """
-    from wherry.core.bundle import check_path
+    from wherry.core.bundle import blob_path, check_path
 
     try:
         with tarfile.open(backup) as tar:
@@ -135,14 +136,19 @@ def unpack(backup: Path, folder: Path) -> None:
                 name = check_path(member.name.removeprefix("./").rstrip("/") or ".")
                 if not _STATE.fullmatch(name) or not (member.isfile() or member.isdir()):
                     raise InvalidInput(f"{backup} is no backup: it holds {member.name[:200]!r}")
-                target = folder / name
+                blob = _BLOB.fullmatch(name)
+                target = folder / (f"blobs/{blob_path(blob[1])}" if blob else name)
                 if member.isdir():
                     target.mkdir(mode=0o700, parents=True, exist_ok=True)
                     continue
                 target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 _write(tar, member, target)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise InvalidInput(f"{backup} cannot be read as a backup: {error}") from None
+    except (tarfile.TarError, EOFError):
+        raise InvalidInput(
+            f"{backup} is no backup, or it is cut off", hint="wherry backup writes one"
+        ) from None
+    except OSError as error:
+        raise InvalidInput(f"{backup} cannot be read: {error.strerror or error}") from None
     try:
         with open(folder / DATABASE, "rb") as database:
             begins = database.read(15)

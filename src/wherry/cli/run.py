@@ -65,7 +65,7 @@ def until_module(args: Sequence[str], params: Sequence[click.Parameter]) -> list
 @click.argument("words", metavar="SCRIPT [ARGS]...", nargs=-1, type=click.UNPROCESSED)
 @click.option("--detach", "-d", is_flag=True, help="Print the run's id and leave; it goes on.")
 @click.option("--dry-run", is_flag=True, help="Only show what would run.")
-@click.option("--workers", "-w", type=int, help="How many at once.")
+@click.option("--workers", "-w", metavar="N", help="How many at once; 2:8 for an elastic group.")
 @click.option("--processes", type=int, help="Per worker; ranks = workers x processes.")
 @click.option("--name", "-n", help="Default: from the script.")
 @click.option(
@@ -84,6 +84,17 @@ def until_module(args: Sequence[str], params: Sequence[click.Parameter]) -> list
 @click.option("--gpu", type=int, help="Devices per rank.")
 @click.option("--timeout", metavar="TIME", help="Of one attempt, such as 2h.")
 @click.option("--restarts", type=int, help="New attempts after faults of machines.")
+@click.option(
+    "--retry-on", multiple=True, metavar="END",
+    help="Also after: an exit status, a signal, a cause such as oom, or any.",
+)  # fmt: skip
+@click.option("--fail-on", multiple=True, metavar="END", help="Never after these.")
+@click.option("--backoff", metavar="TIME", help="Before the first retry; doubled with each.")
+@click.option("--grace", metavar="TIME", help="From SIGTERM to SIGKILL when it is stopped.")
+@click.option(
+    "--hold-on-failure", "hold", metavar="TIME", help="Keep a failed rank to look into, as 30m."
+)
+@click.option("--stall", metavar="TIME", help="Flag it after so long without a sign of life.")
 @click.option("--tag", "-t", "tags", multiple=True, help="To find it by; may be repeated.")
 @click.option("--note", help="Free text.")
 @click.option("--priority", type=int, help="Larger goes first.")
@@ -93,6 +104,7 @@ def until_module(args: Sequence[str], params: Sequence[click.Parameter]) -> list
     help="Read a metric from stdout; the first group is the number.",
 )  # fmt: skip
 @click.option("--from", "source", metavar="RUN", help="Run that again, with changes.")
+@click.option("--no-preflight", is_flag=True, help="Do not look for mistakes before it is queued.")
 @options.on_option
 @options.json_option
 @click.pass_context
@@ -101,17 +113,38 @@ def run(ctx: click.Context, /, **given: Any) -> None:
     Run a script, recorded: like `python SCRIPT ARGS`, with its exit status.
 
     SCRIPT is a Python file, -m MODULE, a job file (.yaml .toml .json), or -- and any program.
-    Ctrl-C is SIGINT for the script; a second one stops the run; Ctrl-\\ detaches. With --json the
-    script's stdout goes to stderr.
+    Ctrl-C is SIGINT for the script; a second one within 5 s stops the run; Ctrl-\\ detaches. With
+    --json the script's stdout goes to stderr.
     """
     if not given["words"] and not given["source"]:
         raise click.UsageError("nothing to run\nhint: wherry run script.py", ctx)
     ctx.exit(_run(given))
 
 
+@click.command(cls=RunCommand, context_settings={"allow_interspersed_args": False})
+@click.pass_context
+def check(ctx: click.Context, /, **given: Any) -> None:
+    """
+    Look for what would go wrong in a run, and run nothing.
+
+    Takes what `wherry run` takes. Exits with 2 where something is sure to fail.
+    """
+    if not given["words"] and not given["source"]:
+        raise click.UsageError("nothing to check\nhint: wherry check script.py", ctx)
+    ctx.exit(_check(given))
+
+
+#: What makes no sense where nothing runs.
+_ONLY_RUN = ("detach", "dry_run", "no_preflight")
+check.params[:0] = [param for param in run.params if param.name not in _ONLY_RUN]
+
+
 def changes(given: dict[str, Any]) -> dict[str, Any]:
     """What the options say, in a job file's form."""
-    keys = ("name", "workers", "processes", "timeout", "restarts", "note", "priority", "group")
+    keys = (
+        *("name", "processes", "timeout", "restarts", "backoff", "grace", "note", "priority"),
+        *("group", "hold", "stall"),
+    )
     found: dict[str, Any] = {key: given[key] for key in keys if given[key] is not None}
     resources = {k: given[k] for k in ("cpu", "memory", "gpu") if given[k] is not None}
     tables = {
@@ -119,8 +152,21 @@ def changes(given: dict[str, Any]) -> dict[str, Any]:
         "env": dict(_variable(text) for text in given["env"]),
         "metrics": dict(_rule(text) for text in given["rules"]),
         "tags": list(given["tags"]),
+        "retry_on": list(given["retry_on"]),
+        "fail_on": list(given["fail_on"]),
+        "workers": None if given["workers"] is None else _workers(given["workers"]),
     }
     return found | {key: value for key, value in tables.items() if value}
+
+
+def _workers(text: str) -> int | dict[str, int]:
+    least, colon, most = text.partition(":")
+    try:
+        return {"min": int(least), "max": int(most)} if colon else int(text)
+    except ValueError:
+        raise InvalidInput(
+            f"--workers {text}: expected a number", hint="--workers 4, or --workers 2:8 (elastic)"
+        ) from None
 
 
 def _variable(text: str) -> tuple[str, str]:
@@ -143,11 +189,20 @@ def _rule(text: str) -> tuple[str, str]:
 
 def _run(given: dict[str, Any]) -> int:
     from wherry.sdk.contexts import context
-    from wherry.sdk.submit import Draft
 
     here = context(given["on"]).endpoint is None
-    foreground = here and not given["detach"]
-    draft = Draft(
+    draft = _draft(given, foreground=here and not given["detach"])
+    if given["dry_run"]:
+        return _dry_run(given, draft)
+    if not draft.foreground:
+        return _leave(given, draft, here=here)
+    return _attend(given, draft)
+
+
+def _draft(given: dict[str, Any], *, foreground: bool) -> Draft:
+    from wherry.sdk.submit import Draft
+
+    return Draft(
         words=given["words"],
         changes=changes(given),
         foreground=foreground,
@@ -155,11 +210,41 @@ def _run(given: dict[str, Any]) -> int:
         python=given["python"],
         packages=given["packages"],
     )
-    if given["dry_run"]:
-        return _dry_run(given, draft)
-    if not foreground:
-        return _leave(given, draft)
-    return _attend(given, draft)
+
+
+def _check(given: dict[str, Any]) -> int:
+    """Every finding; the control plane's own refusal is one too."""
+    from wherry.cli import findings
+    from wherry.core.api import Submit
+    from wherry.errors import CapabilityMissing, InvalidInput
+    from wherry.sdk import preflight
+    from wherry.sdk.contexts import context
+
+    draft = _draft(given, foreground=False)
+    client, prepared = _prepare(given, draft)
+    found = list(preflight.examine(prepared, here=context(given["on"]).endpoint is None))
+    try:
+        client.plan(Submit(spec=prepared.spec, parent=prepared.parent))
+    except (InvalidInput, CapabilityMissing) as error:
+        refused = preflight.Finding(
+            level="error", code=error.code, message=error.message, hint=error.hint
+        )
+        found.insert(0, refused)
+    findings.show(found, json=given["as_json"])
+    return 2 if any(finding.level == "error" for finding in found) else 0
+
+
+def _preflight(given: dict[str, Any], prepared: Prepared, *, here: bool) -> None:
+    """Warn of what may go wrong. :raises Preflight: for what is sure to."""
+    from wherry.sdk import preflight
+
+    if given["no_preflight"] or not preflight.worth_it(prepared):
+        return
+    from wherry.cli import findings
+
+    found = preflight.examine(prepared, here=here)
+    findings.warn(found)
+    preflight.refuse(found)
 
 
 def _prepare(given: dict[str, Any], draft: Draft) -> tuple[Client, Prepared]:
@@ -179,7 +264,7 @@ def _dry_run(given: dict[str, Any], draft: Draft) -> int:
     from wherry.core.api import Submit
 
     client, prepared = _prepare(given, draft)
-    _say(prepared)
+    say(prepared)
     planned = client.plan(
         Submit(spec=prepared.spec, foreground=draft.foreground, parent=prepared.parent)
     )
@@ -190,14 +275,16 @@ def _dry_run(given: dict[str, Any], draft: Draft) -> int:
     return 0
 
 
-def _leave(given: dict[str, Any], draft: Draft) -> int:
+def _leave(given: dict[str, Any], draft: Draft, *, here: bool) -> int:
     """Submit and go; from another machine's control plane, follow the log unless detached."""
     from wherry.cli import output
     from wherry.sdk import submit
+    from wherry.sdk.contexts import chosen
 
     client, prepared = _prepare(given, draft)
-    _say(prepared)
-    run = submit.send(client, prepared)
+    say(prepared)
+    _preflight(given, prepared, here=here)
+    run = submit.send(client, prepared, why=chosen(given["on"]))
     if not given["detach"]:
         return _follow(client, run, as_json=given["as_json"])
     if given["as_json"]:
@@ -213,10 +300,15 @@ def _attend(given: dict[str, Any], draft: Draft) -> int:
     from wherry.cli import foreground
     from wherry.cli.attach import Listener
     from wherry.sdk import submit
+    from wherry.sdk.contexts import chosen
 
     client, prepared = _prepare(given, draft)
+    _say_unrecorded(prepared)
+    if prepared.spec.world_size > 1:
+        _preflight(given, prepared, here=True)
     with Listener() as listener:
-        run = submit.send(client, prepared, foreground=True, attach=listener.path)
+        why = chosen(given["on"])
+        run = submit.send(client, prepared, foreground=True, attach=listener.path, why=why)
         seen = foreground.attend(listener, run, lambda: client, json=given["as_json"])
     ended = seen.run or run
     if not seen.attached and not seen.detached:
@@ -261,7 +353,17 @@ def _finish(client: Client, run: Run, seen: Outcome, *, as_json: bool) -> int:
     return status
 
 
-def _say(prepared: Prepared) -> None:
+def _say_unrecorded(prepared: Prepared) -> None:
+    """One line on what a run in place uses and its record does not hold: it cannot be repeated."""
+    from wherry.bundle import unrecorded
+    from wherry.cli import output
+
+    if prepared.captured and (found := unrecorded(prepared.captured.manifest)):
+        more = f", and {len(found) - 1} more: wherry show" if len(found) > 1 else ""
+        output.note(f"not in the record: {found[0].path} ({found[0].why}){more}")
+
+
+def say(prepared: Prepared) -> None:
     """What the person should know of a copy that travels."""
     from wherry.cli import output
 

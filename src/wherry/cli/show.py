@@ -12,7 +12,7 @@ from wherry.cli import options
 
 if TYPE_CHECKING:
     from wherry.core.api import RunDetail
-    from wherry.core.run import File, Rank, Run
+    from wherry.core.run import Event, File, Rank, Run
 
 _MANY = 20  # ranks, metrics, events shown to a person
 
@@ -52,6 +52,7 @@ def _fields(detail: RunDetail, files: list[File]) -> Iterator[tuple[str, str]]:
     yield "command", command_line(run.spec)
     yield "where", run.spec.code.in_place or (f"a copy of {run.spec.code.bundle[:12]}")
     yield "environment", environment(run.spec)
+    yield "left out", _some([f"{left.path} ({left.why})" for left in detail.left_out])
     yield "ranks", _ranks(run)
     yield "created", ago(run.created, now)
     yield "took", duration(seconds(run, now))
@@ -64,14 +65,14 @@ def _fields(detail: RunDetail, files: list[File]) -> Iterator[tuple[str, str]]:
         _some([f"{s.name}={number(s.last)} (step {s.last_step})" for s in detail.metrics]),
     )
     for attempt in detail.attempts:
-        words = [_rank(rank) for rank in attempt.ranks]
+        words = [_rank(run, rank) for rank in attempt.ranks]
         yield f"attempt {attempt.id.number}", _some(words)
     if files:
         size = format_bytes(sum(file.size for file in files))
         yield "files", f"{len(files)}, {size}: wherry files {run.id}"
     yield (
         "events",
-        _some([f"{ago(e.time, now)}: {e.message or e.kind}" for e in detail.events]),
+        _some([f"{ago(e.time, now)}: {_event(e)}" for e in detail.events]),
     )
     yield "log", f"wherry logs {run.id}"
     yield "again", f"wherry run --from {run.id}"
@@ -90,6 +91,10 @@ def _why(run: Run) -> str:
 def _ranks(run: Run) -> str:
     spec = run.spec
     size = f"{spec.world_size}" if spec.world_size > 1 else ""
+    if spec.roles:
+        size += f" ({', '.join(f'{role.count} {name}' for name, role in spec.roles.items())})"
+    if spec.min_workers:
+        size += f" (elastic, at least {spec.min_workers})"
     if spec.processes > 1:
         size += f" ({spec.workers} workers x {spec.processes} processes)"
     asked = [
@@ -104,12 +109,22 @@ def _ranks(run: Run) -> str:
     return ", ".join([size] * bool(size) + asked)
 
 
-def _rank(rank: Rank) -> str:
+def _rank(run: Run, rank: Rank) -> str:
     from wherry.cli.output import duration
+    from wherry.core.roster import label
 
-    phases = ", ".join(f"{name} {duration(took)}" for name, took in rank.phases.items())
+    shown = {name: took for name, took in rank.phases.items() if name != "build"}
+    phases = ", ".join(f"{name} {duration(took)}" for name, took in shown.items())
     code = f" ({rank.exit_code})" if rank.exit_code else ""
-    return f"rank {rank.rank} {rank.state}{code}" + (f": {phases}" if phases else "")
+    return f"{label(run.spec, rank.rank)} {rank.state}{code}" + (f": {phases}" if phases else "")
+
+
+def _event(event: Event) -> str:
+    text, _, more = event.message.partition("\n")
+    text = text or event.kind
+    if event.rank is not None and not text.startswith("rank "):
+        text = f"rank {event.rank}: {text}"
+    return f"{text} (--json has the rest)" if more else text
 
 
 def _some(lines: list[str]) -> str:

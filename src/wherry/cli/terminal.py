@@ -1,19 +1,22 @@
 """
 The person's terminal: raw mode that is always undone, its size, and one line of status.
 
-Called by ``foreground``. POSIX only.
+Called by ``foreground`` and ``beside``. POSIX only.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import socket
 import sys
 import termios
 import time
 import tty
-from collections.abc import Callable
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Self
 
 from wherry.cli.colour import RANKS, is_terminal, paint
 
@@ -64,6 +67,70 @@ class Terminal:
         except OSError:
             return {"rows": 24, "cols": 80}
         return {"rows": size.lines, "cols": size.columns}
+
+
+class Signals:
+    """
+    Signals as something to wait for: readable once one came, or ``wake`` was called.
+
+    A context manager: within it the signals are ours, but for those that were ignored before, as
+    nohup asks.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.caught: deque[int] = deque()
+        self._numbers = [getattr(signal, name) for name in names]
+        self._near, self._far = socket.socketpair()
+        self._near.setblocking(False)
+        self._far.setblocking(False)
+        self._before: dict[int, Any] = {}
+
+    def fileno(self) -> int:
+        """For ``select``."""
+        return self._near.fileno()
+
+    def wake(self) -> None:
+        """Be readable. From any thread."""
+        with contextlib.suppress(OSError):  # full: it is awake already
+            self._far.send(b"\0")
+
+    def clear(self) -> None:
+        """Be readable no more, until the next time."""
+        with contextlib.suppress(BlockingIOError):
+            self._near.recv(4096)
+
+    def __enter__(self) -> Self:
+        self._before = {
+            number: signal.signal(number, lambda got, _: self.caught.append(got))
+            for number in self._numbers
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
+        self._wakeup = signal.set_wakeup_fd(self._far.fileno(), warn_on_full_buffer=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._near.close()
+        self._far.close()
+
+
+def is_tty(fd: int) -> bool:
+    """Whether it is a terminal; False where it is closed."""
+    try:
+        return os.isatty(fd)
+    except OSError:
+        return False
+
+
+def is_open(fd: int) -> bool:
+    """Whether there is such a descriptor."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:

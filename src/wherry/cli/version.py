@@ -31,7 +31,8 @@ def version(as_json: bool) -> None:
 
 @click.command()
 @click.argument("shell", type=click.Choice(_SHELLS))
-def completion(shell: str) -> None:
+@options.json_option
+def completion(shell: str, as_json: bool) -> None:
     """
     Print a completion script for a shell.
 
@@ -45,4 +46,8 @@ def completion(shell: str) -> None:
 
     maker = get_completion_class(shell)
     assert maker is not None
-    output.write(maker(cli, {}, "wherry", "_WHERRY_COMPLETE").source())
+    script = maker(cli, {}, "wherry", "_WHERRY_COMPLETE").source()
+    if as_json:
+        output.as_json({"shell": shell, "script": script})
+    else:
+        output.write(script)

@@ -17,7 +17,7 @@ from wherry.core.states import RunState
 
 
 def exit_status(run: Run) -> int:
-    """The script's own status; 128 + n where signal n killed it; 1 where it never ran."""
+    """The script's own status, or as a shell says it: 128 + n, 126, 127; else 1."""
     if run.state is RunState.SUCCEEDED:
         return 0
     code = run.exit_code
@@ -25,14 +25,16 @@ def exit_status(run: Run) -> int:
         code = run.verdict.exit_code
         if code is None and run.verdict.signal is not None:
             return 128 + run.verdict.signal
+    if run.verdict is not None and run.verdict.cause == "start" and code is None:
+        return 127 if "No such file" in run.verdict.message else 126
     if code is None or code == 0:
         return 1
     return code if code > 0 else 128 - code
 
 
 def seconds(run: Run, now: float) -> float | None:
-    """How long it has run, or ran."""
-    return None if run.started is None else (run.ended or now) - run.started
+    """How long it has run, or ran; 0 where the clock was turned back meanwhile."""
+    return None if run.started is None else max(0.0, (run.ended or now) - run.started)
 
 
 def outcome(run: Run) -> str:
@@ -59,13 +61,13 @@ def columns(now: float) -> list[Column]:
     """A list of runs, for people."""
     return [
         Column("ID", lambda run: run.id),
-        Column("NAME", lambda run: run.name),
+        Column("NAME", lambda run: run.name, shrinks=True),
         Column("STATE", lambda run: str(run.state), style=state_style),
         Column("RANKS", lambda run: str(run.spec.world_size), right=True),
         Column("CREATED", lambda run: ago(run.created, now)),
         Column("TOOK", lambda run: duration(seconds(run, now)), right=True),
-        Column("TAGS", lambda run: " ".join(run.spec.tags)),
-        Column("WHY", outcome),
+        Column("TAGS", lambda run: " ".join(run.spec.tags), shrinks=True),
+        Column("WHY", outcome, shrinks=True),
     ]
 
 

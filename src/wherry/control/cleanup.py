@@ -10,7 +10,7 @@ import os
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -18,7 +18,7 @@ import msgspec
 from wherry import settings
 from wherry.blobs.base import Blobs
 from wherry.core.api import Backup, BackupDone, Prune, Pruned
-from wherry.core.bundle import Manifest
+from wherry.core.bundle import LeftOut, Manifest
 from wherry.core.run import Run
 from wherry.errors import Conflict, InvalidInput, NotFound, StorageFull
 from wherry.store.base import Store
@@ -39,10 +39,11 @@ class Cleanup:
         delete: Callable[[Run], None],
         prune_cache: Callable[[float], tuple[int, int]],
         keep: tuple[Path, ...] = (),
+        lent: Callable[[], Iterable[str]] = tuple,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.store, self.blobs, self.delete, self.keep = store, blobs, delete, keep
-        self.prune_cache = prune_cache
+        self.prune_cache, self.lent = prune_cache, lent
         self.clock = clock
 
     def prune(self, ask: Prune) -> Pruned:
@@ -76,7 +77,8 @@ class Cleanup:
         return count, size
 
     def wanted(self) -> Iterator[str]:
-        """Digests that rows name, and what the manifests among them name."""
+        """Digests that rows or running maps name, and what the manifests among them name."""
+        yield from self.lent()
         for digest in self.store.referenced_blobs():
             yield digest
             try:
@@ -149,6 +151,21 @@ _FIRST = (b'{"entries"', b'{"left_out"', b"{}")  # how a manifest begins; a mode
 def entries(blobs: Blobs, bundle: str) -> frozenset[str]:
     """The digests of a bundle's files. :raises NotFound:"""
     return frozenset(entry.digest for entry in read_manifest(blobs, bundle).entries)
+
+
+class _LeftOut(msgspec.Struct):
+    """A manifest without its entries, which are many and not asked for."""
+
+    left_out: tuple[LeftOut, ...] = ()
+
+
+def left_out(blobs: Blobs, bundle: str) -> tuple[LeftOut, ...]:
+    """What did not travel with a bundle; nothing where there is none, or it is gone."""
+    try:
+        text = b"".join(blobs.get(bundle)) if bundle else b"{}"
+        return msgspec.json.decode(text, type=_LeftOut).left_out
+    except (NotFound, msgspec.DecodeError):
+        return ()
 
 
 def read_manifest(blobs: Blobs, digest: str) -> Manifest:

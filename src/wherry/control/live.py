@@ -23,7 +23,7 @@ class Live:
         self._clock = clock
         self._lock = threading.Lock()
         self._heard: dict[AttemptId, dict[int, float]] = {}
-        self._stopping: set[AttemptId] = set()
+        self._stopping: dict[AttemptId, frozenset[int]] = {}  # with those that are not told
         self._rounds: dict[AttemptId, int] = {}
         self._ready: dict[AttemptId, set[int]] = {}
 
@@ -32,20 +32,31 @@ class Live:
         with self._lock:
             self._heard.setdefault(attempt, {})[rank] = self._clock()
 
-    def silent(self, attempt: AttemptId) -> frozenset[int]:
-        """Ranks that called once and then not for longer than the lease."""
+    def silent(self, attempt: AttemptId, lease: float | None = None) -> frozenset[int]:
+        """Ranks that called once and then not for longer than the lease; None: the usual one."""
         with self._lock:
-            limit = self._clock() - self.lease
+            limit = self._clock() - (self.lease if lease is None else lease)
             return frozenset(r for r, t in self._heard.get(attempt, {}).items() if t < limit)
 
-    def stop(self, attempt: AttemptId) -> None:
-        """From now on its agents are told to stop."""
+    def stop(self, attempt: AttemptId, keep: frozenset[int] = frozenset()) -> None:
+        """From now on its agents are told to stop, but for those of ``keep``."""
         with self._lock:
-            self._stopping.add(attempt)
+            self._stopping[attempt] = keep
 
-    def stopping(self, attempt: AttemptId) -> bool:
-        """What to answer its agents."""
-        return attempt in self._stopping
+    def stopping(self, attempt: AttemptId, rank: int) -> bool:
+        """What to answer the agent of this rank."""
+        return rank not in self._stopping.get(attempt, (rank,))
+
+    def kept(self, attempt: AttemptId) -> frozenset[int]:
+        """The ranks that are not told, of an attempt that is being stopped."""
+        return self._stopping.get(attempt, frozenset())
+
+    def excuse(self, seconds: float) -> None:
+        """For so long nobody could have been heard here: it counts against nobody."""
+        with self._lock:
+            for ranks in self._heard.values():
+                for rank in ranks:
+                    ranks[rank] += seconds
 
     def wait(self, attempt: AttemptId, rank: int) -> None:
         """This rank has all but the others, and waits for them."""
@@ -76,4 +87,4 @@ class Live:
             self._ready.pop(attempt, None)
             self._heard.pop(attempt, None)
             self._rounds.pop(attempt, None)
-            self._stopping.discard(attempt)
+            self._stopping.pop(attempt, None)

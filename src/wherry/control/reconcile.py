@@ -24,6 +24,7 @@ from wherry.control.tokens import RankIdentity, Tokens
 from wherry.core import decide as d
 from wherry.core.admission import Ledger, need, threads
 from wherry.core.job import Amount
+from wherry.core.remarks import remarks
 from wherry.core.retry import LONGEST
 from wherry.core.roster import own_spec, roster
 from wherry.core.run import Attempt, AttemptId, Event, Observation, Run
@@ -34,6 +35,7 @@ from wherry.store.base import Exit, Report, RunFilter, Store
 log = logging.getLogger("wherry.reconcile")
 
 _SWEEP = 1.0  # seconds between looks at every live attempt
+_STALL = 2.0  # seconds that a look may be late before that excuses agents that were not heard
 _TIDY = 30.0  # seconds that an ended attempt's agents have to leave by themselves
 _EVERYTHING = 10**9
 
@@ -49,6 +51,7 @@ class Options:
         self.elastic_settle: float = get("elastic_settle")
         self.barrier_timeout: float = get("barrier_timeout")
         self.spool_limit: int = get("spool_limit")
+        self.stall: float = get("stall")
 
 
 class Reconciler:
@@ -76,6 +79,7 @@ class Reconciler:
         self._watched: dict[str, AttemptId] = {}  # live attempts, by run
         self._leaving: dict[AttemptId, tuple[str, float]] = {}  # ended: back end, deadline
         self._drained: dict[AttemptId, set[int]] = {}
+        self._remarked: set[str] = set()  # runs whose ranks said something of themselves
         self._resting: set[str] = set()  # runs whose back-off is not over
         self._lobbies: dict[AttemptId, tuple[object, float]] = {}  # who waits, since when
 
@@ -103,6 +107,9 @@ class Reconciler:
         """A report was committed: wake who follows, and decide where a rank moved."""
         if report.state is not None or report.ended is not None or report.exit is not None:
             self.mark(report.attempt.run)
+        if report.events:
+            self._remarked.add(report.attempt.run)
+            self.mark(report.attempt.run)
         self.bus.publish(report.attempt.run)
 
     def adopt(self) -> None:
@@ -113,7 +120,7 @@ class Reconciler:
             self._watched[run.id] = attempt.id
             self.ledgers[run.backend].charge(run.id, self._need(run))
             if attempt.stopping:
-                self.live.stop(attempt.id)
+                self.live.stop(attempt.id, d.held(run, attempt))
             for rank in attempt.ranks:
                 if rank.state in (RankState.ARRIVED, RankState.RUNNING):
                     self.live.heard(attempt.id, rank.rank)  # its lease starts now
@@ -142,6 +149,7 @@ class Reconciler:
         """What the back end is told of an attempt; by default, of one that is new."""
         spec = run.spec
         total = self.ledgers[run.backend].total
+        lease = self.options.lease if spec.lease is None else spec.lease
         members = []
         for place in roster(spec):
             number = incarnations[place.rank] if incarnations else 1
@@ -161,10 +169,12 @@ class Reconciler:
             server=self.url(),
             attach=run.attach,
             grace=self._grace(run),
-            heartbeat=self.options.heartbeat,
-            lease=self.options.lease,
+            # Three words have to be missed before a lease is over.
+            heartbeat=min(self.options.heartbeat, lease / 3),
+            lease=lease,
             barrier_timeout=self.options.barrier_timeout,
             spool_limit=self.options.spool_limit,
+            stall=self._stall(run),
         )
 
     # --- the loop
@@ -173,7 +183,10 @@ class Reconciler:
         swept = 0.0
         while not self._closing.is_set():
             dirty = self._gather(max(0.0, swept + _SWEEP - time.monotonic()))
-            if time.monotonic() >= swept + _SWEEP:
+            if (late := time.monotonic() - swept) >= _SWEEP:
+                if swept and late > _SWEEP + _STALL:
+                    # This process was suspended, or starved: so was whoever hears the agents.
+                    self.live.excuse(late)
                 swept = time.monotonic()
                 dirty |= self._watched.keys()
                 self._guarded(self._wake_rested)
@@ -242,6 +255,9 @@ class Reconciler:
                 self._apply(facts, action)
             if not any(isinstance(a, _LOOK_AGAIN) for a in actions):
                 break
+        if run_id in self._remarked:
+            self._remarked.discard(run_id)
+            self._remark(self.store.run(run_id))
         if self.store_finished(run_id):
             self._watched.pop(run_id, None)
 
@@ -261,7 +277,7 @@ class Reconciler:
             attempt = self.store.attempt(AttemptId(run_id, run.attempt))
             if attempt.ended is None:
                 observation = self.backends[run.backend].observe(attempt.id)
-                silent = self.live.silent(attempt.id)
+                silent = self.live.silent(attempt.id, run.spec.lease)
                 drained = frozenset(self._drained.get(attempt.id, ()))
         return d.Facts(
             run=run,
@@ -272,6 +288,7 @@ class Reconciler:
             drained=drained,
             ready=frozenset() if attempt is None else self.live.ready(attempt.id),
             settled=attempt is not None and self._settled(attempt),
+            kept=frozenset() if attempt is None else self.live.kept(attempt.id),
             now=self.clock(),
             backoff=self.options.backoff,
         )
@@ -301,8 +318,15 @@ class Reconciler:
                 ):
                     self._launch(run, AttemptId(run.id, number))
             case d.Finish(state, verdict, exit_code):
+                now = self.clock()
+                started = _started(run, attempt, now)
                 moved = self.store.move_run(
-                    run.id, state, verdict=verdict, exit_code=exit_code, ended=self.clock()
+                    run.id,
+                    state,
+                    verdict=verdict,
+                    exit_code=exit_code,
+                    started=started,
+                    ended=now,
                 )
                 if moved:
                     self.ledgers[run.backend].release(run.id)
@@ -344,6 +368,7 @@ class Reconciler:
                 self._note(run, "rank", f"rank {rank} {state}: {message}", attempt, rank)
             case d.Replace(rank, incarnation, cost):
                 if self.store.replace_rank(attempt, rank, incarnation, cost=cost):
+                    self._note(run, "replaced", f"rank {rank} is replaced", attempt, rank)
                     self.live.forget(attempt, rank)
                     self._drained.get(attempt, set()).discard(rank)
                     self._launch(run, attempt)
@@ -354,10 +379,11 @@ class Reconciler:
                 self.store.form_round(attempt, number, members)
             case d.Recall(number):
                 self.live.recall(attempt, number)
-            case d.StopAttempt(why):
+            case d.StopAttempt(why, keep):
                 self.store.mark_stopping(attempt, why)
-                self.live.stop(attempt)
-                backend.stop(attempt, self._grace(run))
+                self.live.stop(attempt, keep)
+                if not keep:  # else each is told when it calls: a back end stops all or none
+                    backend.stop(attempt, self._grace(run))
             case d.EndAttempt():
                 self.store.end_attempt(attempt, self.clock())
                 self.live.forget(attempt)
@@ -365,6 +391,14 @@ class Reconciler:
                 self._lobbies.pop(attempt, None)
                 self._watched.pop(run.id, None)
                 self._leaving[attempt] = (run.backend, time.monotonic() + _TIDY)
+
+    def _remark(self, run: Run) -> None:
+        """Say what its ranks said last of themselves: that they are stalled, or held."""
+        if run.state in RUN_ACTIVE:
+            held = d.held(run, self.store.attempt(AttemptId(run.id, run.attempt)))
+            reason = remarks(run, self.store.events(run.id), held=held)
+            self.store.set_reason(run.id, reason, event=False)
+            self.bus.publish(run.id)
 
     def _wait(self, run: Run) -> None:
         reason = self.ledgers[run.backend].reason(run.id)
@@ -429,7 +463,15 @@ class Reconciler:
     def _grace(self, run: Run) -> float:
         return self.options.grace if run.spec.grace is None else run.spec.grace
 
-    def _note(self, run: Run, kind: str, message: str, attempt: AttemptId, rank: int) -> None:
+    def _stall(self, run: Run) -> float:
+        """Seconds without a sign of life; 0 where to wait for work is what a rank is for."""
+        if run.spec.stall is not None:
+            return run.spec.stall
+        return 0.0 if run.spec.call and run.spec.call.tasks else self.options.stall
+
+    def _note(
+        self, run: Run, kind: str, message: str, attempt: AttemptId, rank: int | None
+    ) -> None:
         self.store.add_event(
             Event(
                 run=run.id,
@@ -444,6 +486,14 @@ class Reconciler:
 
 #: After these the facts have changed and the next decision follows at once.
 _LOOK_AGAIN = (d.Drain, d.EndRank, d.TryAgain, d.Excuse, d.FormRound)
+
+
+def _started(run: Run, attempt: Attempt | None, now: float) -> float | None:
+    """When the first program began, where the run was over before it was seen running."""
+    if run.started is not None or attempt is None:
+        return None  # as it is
+    began = [rank.started for rank in attempt.ranks if rank.started is not None]
+    return min([*began, now]) if began else None
 
 
 def _total(capacity: Capacity | None) -> Amount:

@@ -17,6 +17,7 @@ from wherry.agent.argv import after_script, params_from_argv
 from wherry.backends.base import Backend, Capability
 from wherry.blobs.base import Blobs
 from wherry.control.bus import Bus
+from wherry.control.cleanup import left_out
 from wherry.control.reconcile import Reconciler
 from wherry.core import admission
 from wherry.core.api import Planned, Retry, RunDetail, Stop, Submit, json_number
@@ -63,6 +64,7 @@ class Runs:
             project=PROJECT,
             spec=spec,
             created=self.clock(),
+            reason=ask.why[:400],
             backend=ask.backend,
             parent=ask.parent,
             foreground=ask.foreground,
@@ -103,6 +105,7 @@ class Runs:
                 for s in self.store.series(run.id)
             ),
             events=tuple(self.store.events(run.id)),
+            left_out=left_out(self.blobs, run.spec.code.bundle),
         )
 
     def stop(self, run: Run, how: Stop) -> Run:
@@ -182,6 +185,7 @@ class Runs:
         )
         digests = [check_digest(digest) for digest in named if digest]
         if missing := self.blobs.missing(digests):
-            raise BundleMissing(f"{len(missing)} blobs are not here: {', '.join(missing)}")
+            count = "1 blob is" if len(missing) == 1 else f"{len(missing)} blobs are"
+            raise BundleMissing(f"{count} not here: {', '.join(missing)}")
         if not spec.code.bundle and not spec.code.in_place and not spec.command and not spec.call:
             raise InvalidInput("the run has no code")

@@ -50,5 +50,9 @@ class Tokens:
         attempt, rank, incarnation = text.split(".")
         return RankIdentity(AttemptId.parse(attempt), int(rank), int(incarnation))
 
+    def key(self, attempt: AttemptId, rank: int) -> str:
+        """What shows a rank that one is of its attempt; always the same. Hexadecimal."""
+        return self._sign(f"key.{attempt}.{rank}")
+
     def _sign(self, text: str) -> str:
         return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()

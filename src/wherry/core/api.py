@@ -8,7 +8,7 @@ Called by ``server.routes`` and ``sdk.client``. Paths are below ``/api/v1``; eve
 =========================== =================================================================
 GET  /status                → Status
 POST /shutdown              → 202; runs go on
-GET  /schemas/job           → JSON schema of a JobSpec
+GET  /schemas/job           → JSON schema of a job file
 POST /blobs/missing         Digests → Digests: those the server does not have
 POST /blobs/pack            a pack (``agent.protocol.iter_pack``) → 204
 GET  /blobs/{digest}        → bytes
@@ -27,6 +27,16 @@ GET  /runs/{ref}/files/{path}  ?rank= → bytes, as an attachment
 GET  /runs/{ref}/result     → bytes: the pickle that rank 0 left (never unpickled by the server)
 POST /runs/{ref}/stop       Stop → Run
 POST /runs/{ref}/retry      Retry, ``Idempotency-Key`` → 201 Run: a new run of the same spec
+POST /runs/{ref}/tasks      ?epoch=, frames (``agent.tasks``) → TasksTaken:
+                            chunks of tasks for the workers of ``wherry.map``; opaque to the server
+GET  /runs/{ref}/tasks      ?epoch=&after=&wait= → frames: what the workers answered. Keeps the
+                            driver's lease: without it the run is stopped
+DELETE /runs/{ref}/tasks    → 204: no more will come, the workers leave
+POST /runs/{ref}/exec       Exec → attach frames (``agent.protocol``) from a program beside the
+                            rank's, as they come; the header ``Wherry-Channel`` names the channel.
+                            To hang up ends the program.
+POST /channels/{id}         attach frames to that program, as they come: START is the first → 204
+GET  /runs/{ref}/stack      ?rank=&native= → [RankStack]: what every rank's Python does now
 DELETE /runs/{ref}          → 204; 409 while it is not finished
 POST /prune                 Prune → Pruned
 POST /backup                Backup → BackupDone
@@ -40,6 +50,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from wherry.core.bundle import LeftOut
 from wherry.core.job import JobSpec, Scalar
 from wherry.core.run import Attempt, Event, Run, Series
 
@@ -58,6 +69,7 @@ class Submit(Struct, frozen=True, kw_only=True, omit_defaults=True):
     foreground: bool = False
     attach: str = ""  #: Unix socket on this machine that the agents connect to
     parent: str = ""  #: the run that this one repeats
+    why: str = ""  #: why it goes to this control plane, as an event of the run
 
 
 class Planned(Struct, frozen=True, kw_only=True):
@@ -76,6 +88,7 @@ class RunDetail(Struct, frozen=True, kw_only=True):
     params: dict[str, Scalar]
     metrics: tuple[Series, ...]
     events: tuple[Event, ...]
+    left_out: tuple[LeftOut, ...] = ()  #: what of the project is not in its bundle, and why
 
 
 class LogLine(Struct, frozen=True, kw_only=True):
@@ -118,6 +131,61 @@ class Retry(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Again, as it was."""
 
     name: str = ""
+
+
+class TasksTaken(Struct, frozen=True, kw_only=True):
+    """How many of the chunks were taken, by the broker of this ``epoch``."""
+
+    epoch: str
+    accepted: int
+
+
+class Exec(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where to run something. ``None``: the rank that is held, else rank 0; the latest attempt."""
+
+    rank: int | None = None
+    attempt: int | None = None
+
+
+class Call(Struct, frozen=True, kw_only=True):
+    """One call on a stack."""
+
+    name: str  #: of the function
+    file: str
+    line: int
+
+
+class ThreadStack(Struct, frozen=True, kw_only=True):
+    """What one thread does."""
+
+    name: str
+    calls: tuple[Call, ...]  #: the latest first
+    active: bool = False  #: it uses a core now, as far as is known
+    gil: bool = False  #: it holds the interpreter's lock
+
+
+class ProcessStack(Struct, frozen=True, kw_only=True):
+    """What one Python process does."""
+
+    pid: int
+    command: str
+    threads: tuple[ThreadStack, ...]
+
+
+class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Why something could not be looked at."""
+
+    code: str
+    message: str
+    hint: str = ""
+
+
+class RankStack(Struct, frozen=True, kw_only=True):
+    """What the Python processes of one rank do."""
+
+    rank: int
+    processes: tuple[ProcessStack, ...] = ()
+    problems: tuple[Problem, ...] = ()
 
 
 class Prune(Struct, frozen=True, kw_only=True, omit_defaults=True):

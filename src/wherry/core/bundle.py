@@ -60,6 +60,11 @@ def check_digest(text: str) -> str:
     return text
 
 
+def blob_path(digest: str) -> str:
+    """Where a blob lies below the folder of all blobs: in folders of a manageable size."""
+    return f"{digest[:2]}/{digest}"
+
+
 def check_path(path: str) -> str:
     """
     ``path`` if it is relative and stays inside its folder.

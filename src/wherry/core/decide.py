@@ -13,8 +13,17 @@ from collections.abc import Iterator
 from msgspec import Struct
 
 from wherry.core import elastic, retry
+from wherry.core.blame import (
+    absent,
+    depth,
+    failed,
+    first_broken,
+    is_broken,
+    left_early,
+    succeeded,
+)
 from wherry.core.causes import FREE, SYMPTOMS, Cause
-from wherry.core.roster import ends_with, roster
+from wherry.core.roster import ends_with, label, roster
 from wherry.core.run import Attempt, Observation, Rank, RankObservation, Run, Verdict
 from wherry.core.states import RANK_TERMINAL, RankState, RunState
 
@@ -83,9 +92,10 @@ class MarkRunning(Struct, frozen=True):
 
 
 class StopAttempt(Struct, frozen=True):
-    """Stop every rank, for this reason."""
+    """Stop every rank but those of ``keep``, for this reason."""
 
     why: str
+    keep: frozenset[int] = frozenset()
 
 
 class EndAttempt(Struct, frozen=True):
@@ -130,7 +140,8 @@ class Facts(Struct, frozen=True, kw_only=True):
     """
     What is known. ``silent``: ranks whose lease is over; ``drained``: journals read already;
     ``ready``: ranks that have all but the others; ``settled``: nobody has come or gone for a while;
-    ``backoff``: the first delay where the job says none.
+    ``backoff``: the first delay where the job says none; ``kept``: the ranks of an attempt that is
+    being stopped that were not told.
     """
 
     run: Run
@@ -141,8 +152,12 @@ class Facts(Struct, frozen=True, kw_only=True):
     drained: frozenset[int] = frozenset()
     ready: frozenset[int] = frozenset()
     settled: bool = False
+    kept: frozenset[int] = frozenset()
     now: float = 0.0  #: seconds since the epoch
     backoff: float = 0.0  #: seconds
+
+
+_SETTLE = 2.0  # seconds after the first rendezvous time-out in which the others may say the same
 
 
 def decide(facts: Facts) -> list[Action]:
@@ -169,9 +184,11 @@ def _tend(facts: Facts, attempt: Attempt) -> Iterator[Action]:
     group = {"gang": _gang, "pool": _pool, "elastic": _elastic}[run.spec.group]
     moves: list[Action] = []
     if run.finished or run.stop_requested:
-        moves = [] if attempt.stopping else [StopAttempt("user")]
+        moves = [] if attempt.stopping and not facts.kept else [StopAttempt("user")]
     elif not attempt.stopping:
         moves = list(group(facts, attempt))
+    elif facts.kept and not held(run, attempt):
+        moves = [StopAttempt(attempt.stopping)]
     replaced = any(isinstance(move, Replace) for move in moves)
     if all(rank.state in RANK_TERMINAL for rank in attempt.ranks) and not replaced:
         if run.spec.group != "pool" or not _resting(facts, attempt):
@@ -189,6 +206,17 @@ def _started(run: Run, attempt: Attempt) -> bool:
     """Whether the run counts as running: every program of a gang, any of the others."""
     begun = [r.state not in (RankState.PENDING, RankState.ARRIVED) for r in attempt.ranks]
     return all(begun) if run.spec.group == "gang" else any(begun)
+
+
+def _all_told(facts: Facts, broken: Rank) -> bool:
+    """
+    Whether to stop the others now.
+
+    Ranks that wait for each other time out together: those that do not were never there, and the
+    verdict can name them only if the others may tell.
+    """
+    gone = facts.now - (broken.ended or 0.0)
+    return broken.cause != "rendezvous" or not 0.0 <= gone < _SETTLE
 
 
 def _fates(facts: Facts, attempt: Attempt) -> Iterator[Action]:
@@ -216,12 +244,17 @@ def _fates(facts: Facts, attempt: Attempt) -> Iterator[Action]:
 
 
 def _gone(rank: Rank, attempt: Attempt, cause: Cause, message: str) -> EndRank:
-    if _failed(rank):
+    if failed(rank):
         return EndRank(rank.rank, RankState.FAILED)
-    if attempt.stopping:
+    first = first_broken(attempt)
+    # A peer noticed the loss before we did: that we then stopped the others did not cause it.
+    ordered = attempt.stopping in ("user", "done")
+    noticed = not ordered and first is not None and depth(first.cause) > 0
+    if attempt.stopping and not noticed:
         return EndRank(rank.rank, RankState.STOPPED, "stopped", message)
     message = message or f"the agent of rank {rank.rank} is gone without a word"
-    return EndRank(rank.rank, RankState.LOST, cause or "agent-lost", message)
+    said = cause if cause not in ("", "stopped") else "agent-lost"
+    return EndRank(rank.rank, RankState.LOST, said, message)
 
 
 # --- the three kinds of group
@@ -229,8 +262,10 @@ def _gone(rank: Rank, attempt: Attempt, cause: Cause, message: str) -> EndRank:
 
 def _gang(facts: Facts, attempt: Attempt) -> Iterator[Action]:
     """All or nothing: one that breaks stops all; when those that matter are done, so is the run."""
-    if (broken := _first_broken(attempt)) is not None:
-        yield StopAttempt(f"rank {broken.rank} {_word(broken)}")
+    if (broken := first_broken(attempt)) is not None:
+        if _all_told(facts, broken):
+            keep = held(facts.run, attempt)
+            yield StopAttempt(f"rank {broken.rank} {_word(broken)}", keep=keep)
     elif _done(facts.run, attempt) and any(r.state not in RANK_TERMINAL for r in attempt.ranks):
         yield StopAttempt("done")
 
@@ -253,19 +288,19 @@ def _elastic(facts: Facts, attempt: Attempt) -> Iterator[Action]:
     """One that is lost is replaced; the others meet again without it, and again with it."""
     run = facts.run
     inside = elastic.inside(attempt)
-    if inside and all(_succeeded(attempt.ranks[n]) for n in inside):
+    if inside and all(succeeded(attempt.ranks[n]) for n in inside):
         if any(r.state not in RANK_TERMINAL for r in attempt.ranks):
             yield StopAttempt("done")
         return
-    if any(_succeeded(attempt.ranks[n]) for n in inside):
+    if any(succeeded(attempt.ranks[n]) for n in inside):
         # The work is done; who comes now comes too late.
-        broken = [n for n in inside if _broken(attempt, attempt.ranks[n])]
+        broken = [n for n in inside if is_broken(attempt, attempt.ranks[n])]
         if broken:
             yield StopAttempt(f"rank {broken[0]} {_word(attempt.ranks[broken[0]])}")
         return
     spent = attempt.charged
     for rank in attempt.ranks:
-        if rank.state is RankState.ENDING and _failed(rank):
+        if rank.state is RankState.ENDING and failed(rank):
             cost = 0 if rank.cause in SYMPTOMS else 1
             if cost and not _may_be_replaced(run, rank, spent):
                 yield StopAttempt(f"rank {rank.rank} {_word(rank)}")
@@ -289,42 +324,21 @@ def _elastic(facts: Facts, attempt: Attempt) -> Iterator[Action]:
         yield Recall(attempt.round + 1)
 
 
+def held(run: Run, attempt: Attempt) -> frozenset[int]:
+    """
+    The ranks that failed by themselves and are kept for a person to look into: of a gang, only the
+    one that failed first, and only where it is not tried again.
+    """
+    if not run.spec.hold or run.stop_requested or run.finished or run.spec.group == "elastic":
+        return frozenset()
+    kept = [r for r in attempt.ranks if r.state is RankState.ENDING and failed(r)]
+    if run.spec.group == "gang":
+        first = first_broken(attempt)
+        kept = [r for r in kept if r is first and _cost(run, attempt, r) is None]
+    return frozenset(r.rank for r in kept)
+
+
 # --- what ranks are
-
-
-def _failed(rank: Rank) -> bool:
-    """Whether its program failed by itself, be its agent still there or not."""
-    if rank.state is RankState.ENDING:
-        return rank.cause not in ("", "stopped", "preempted")
-    return rank.state is RankState.FAILED
-
-
-def _succeeded(rank: Rank) -> bool:
-    """Whether its program ended well, be its agent still there or not."""
-    ending = rank.state is RankState.ENDING and rank.cause == ""
-    return ending or rank.state is RankState.SUCCEEDED
-
-
-def _broken(attempt: Attempt, rank: Rank) -> bool:
-    """Whether it ended badly. Ends on our order do not count."""
-    if _failed(rank) or rank.state is RankState.LOST:
-        return True
-    told = rank.state is RankState.ENDING and rank.cause != ""
-    gone = told or rank.state is RankState.STOPPED
-    return gone and (not attempt.stopping or rank.cause == "preempted")
-
-
-def _first_broken(attempt: Attempt) -> Rank | None:
-    """
-    The rank that ended badly first, by its own clock; a symptom only where there is no reason.
-
-    Clocks of machines differ, and the victims of a loss may notice it before it is known: what says
-    by itself that it is a consequence is never taken for the reason.
-    """
-    broken = [r for r in attempt.ranks if _broken(attempt, r)]
-    return min(
-        broken, key=lambda r: (r.cause in SYMPTOMS, r.ended or float("inf"), r.rank), default=None
-    )
 
 
 def _word(rank: Rank) -> str:
@@ -340,7 +354,7 @@ def _again(run: Run, rank: Rank) -> bool:
 
 def _may_be_replaced(run: Run, rank: Rank, spent: int) -> bool:
     """Whether a rank of a pool or an elastic group broke, and may be tried again."""
-    bad = _failed(rank) or rank.state is RankState.LOST or rank.cause == "preempted"
+    bad = failed(rank) or rank.state is RankState.LOST or rank.cause == "preempted"
     return bad and spent < run.spec.restarts and _again(run, rank)
 
 
@@ -361,7 +375,7 @@ def _done(run: Run, attempt: Attempt) -> bool:
     """Whether every rank whose success ends the run has succeeded."""
     wanted = ends_with(run.spec)
     return all(
-        _succeeded(attempt.ranks[place.rank])
+        succeeded(attempt.ranks[place.rank])
         for place in roster(run.spec)
         if not wanted or place.role in wanted
     )
@@ -373,23 +387,36 @@ def _done(run: Run, attempt: Attempt) -> bool:
 def _outcome(facts: Facts, attempt: Attempt) -> Action:
     """What becomes of the run when its latest attempt has ended."""
     run = facts.run
-    first = _first_broken(attempt)
+    first = first_broken(attempt)
     if _well(run, attempt):
         return Finish(RunState.SUCCEEDED, None, 0)
-    if run.stop_requested:
+    if run.stop_requested and not (first and _looked_into(run, attempt)):
         code = attempt.ranks[0].exit_code
         return Finish(RunState.STOPPED, Verdict(cause="stopped", message="stopped"), code)
     if first is None:
         first = next(r for r in attempt.ranks if r.state is not RankState.SUCCEEDED)
-    verdict = judge(first, run)
-    if run.spec.group == "gang" and _again(run, first):
-        gifts = attempt.id.number - 1 - run.restarts_used
-        if verdict.cause in FREE and gifts < _GIFTS:
-            return TryAgain(verdict, cost=0)
-        if run.restarts_used < run.spec.restarts:
-            return TryAgain(verdict, cost=1, delay=_delay(facts, run.restarts_used))
+    verdict = judge(first, run, attempt)
+    cost = None if run.stop_requested else _cost(run, attempt, first)
+    if cost is not None:
+        delay = _delay(facts, run.restarts_used) if cost else 0.0
+        return TryAgain(verdict, cost=cost, delay=delay)
     lost = verdict.cause in ("agent-lost", "lease", "preempted")
     return Finish(RunState.LOST if lost else RunState.FAILED, verdict, first.exit_code)
+
+
+def _looked_into(run: Run, attempt: Attempt) -> bool:
+    """Whether a person has ended what was held: the failure stays the reason."""
+    return bool(run.spec.hold) and attempt.stopping not in ("", "user", "done")
+
+
+def _cost(run: Run, attempt: Attempt, first: Rank) -> int | None:
+    """What another attempt of a gang costs in restarts; None where there is to be none."""
+    if run.spec.group != "gang" or not _again(run, first):
+        return None
+    gifts = attempt.id.number - 1 - run.restarts_used
+    if (first.cause or "exit") in FREE and gifts < _GIFTS:
+        return 0
+    return 1 if run.restarts_used < run.spec.restarts else None
 
 
 def _well(run: Run, attempt: Attempt) -> bool:
@@ -414,17 +441,22 @@ _HINTS: dict[str, str] = {
 }
 
 
-def judge(rank: Rank, run: Run) -> Verdict:
-    """The verdict on a run whose first broken rank this is."""
+def judge(rank: Rank, run: Run, attempt: Attempt) -> Verdict:
+    """The verdict on a run whose first broken rank this is, in its latest attempt."""
     what = rank.message
     if not what and rank.signal is not None:
         what = f"killed by signal {rank.signal}"
     elif not what and rank.exit_code is not None:
         what = f"exited with status {rank.exit_code}"
     message, _, hint = (what or f"ended: {rank.state}").partition("\nhint: ")
+    message += absent(rank, attempt)
+    if left_early(rank, attempt):
+        hint = (
+            "do all ranks do the same number of steps? one that ends early leaves the others alone"
+        )
     return Verdict(
         cause=rank.cause or "exit",
-        message=f"rank {rank.rank}: {message}" if run.spec.world_size > 1 else message,
+        message=f"{label(run.spec, rank.rank)}: {message}" if run.spec.world_size > 1 else message,
         hint=hint or _HINTS.get(rank.cause, ""),
         rank=rank.rank,
         exit_code=rank.exit_code,

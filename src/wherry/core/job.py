@@ -14,6 +14,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from wherry.core import retry
+from wherry.core.faults import Fault
+from wherry.core.launch import launcher
 from wherry.errors import InvalidSpec
 
 SPEC_VERSION = 1
@@ -56,6 +58,39 @@ def format_bytes(n: float) -> str:
     raise AssertionError
 
 
+def check_label(kind: str, text: str) -> None:
+    """
+    Names and tags stand in tables, on command lines and, names, in paths.
+
+    :raises InvalidSpec: for one that is empty, long, blank at an end, or not printable.
+    """
+    if not text or len(text) > 100 or not text.isprintable() or text != text.strip():
+        raise InvalidSpec(
+            f"{text[:100]!r} is not a {kind}",
+            hint=f"a {kind} is 1 to 100 printable characters, with no blank at its ends",
+        )
+
+
+def check_name(text: str) -> None:
+    """:raises InvalidSpec: for a run's name that is no label, a path, or a word of Wherry's."""
+    check_label("name", text)
+    if "/" in text or "\\" in text or text in (".", "..", "last"):
+        raise InvalidSpec(
+            f"{text!r} is not a name for a run",
+            hint='a name has no / and no \\ and is not ".", ".." or "last"',
+        )
+
+
+def usable_name(text: str) -> str:
+    """``text``, made for another purpose, as a run's name."""
+    try:
+        check_name(text)
+    except InvalidSpec:
+        text = "".join(c if c.isalnum() or c in "-_." else "-" for c in text).strip("-_.")[:60]
+        return f"{text}-run" if text == "last" else text or "run"
+    return text
+
+
 class Amount(Struct, frozen=True, kw_only=True):
     """Some of a machine."""
 
@@ -77,6 +112,7 @@ class MetricRule(Struct, frozen=True, kw_only=True, rename={"source": "from"}):
 
     pattern: str  #: a regular expression; its first group is the number
     source: Literal["stdout", "stderr"] = "stdout"
+    sample: str = ""  #: a line of the output that must match; pre-flight tries it
 
 
 class Environment(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -153,16 +189,23 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     grace: Annotated[float, Meta(ge=0)] | None = None  #: seconds from SIGTERM to SIGKILL
     hold: Annotated[float, Meta(ge=0)] | None = None  #: seconds that a failed rank is kept
     stall: Annotated[float, Meta(ge=0)] | None = None  #: seconds without a sign of life; 0: never
+    lease: Annotated[float, Meta(gt=0)] | None = None  #: seconds of silence after which one is lost
+    faults: tuple[Fault, ...] = ()  #: what a rehearsal injects
     priority: int = 0  #: larger first
     tags: tuple[str, ...] = ()
     note: str = ""
 
     @property
+    def launcher(self) -> str:
+        """What starts a worker's processes in the agent's place, see ``core.launch``; or ""."""
+        return launcher(self.command)
+
+    @property
     def world_size(self) -> int:
-        """How many ranks the run has."""
+        """How many ranks the run has: with a launcher, one a worker."""
         if self.roles:
             return sum(role.count for role in self.roles.values())
-        return self.workers * self.processes
+        return self.workers * (1 if self.launcher else self.processes)
 
     def check(self) -> JobSpec:
         """This spec. :raises InvalidSpec: where its parts do not fit together."""
@@ -171,16 +214,26 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise InvalidSpec("the job has no command", hint="command: python train.py")
         if any("\0" in word for command in (self.command, *commands) for word in command):
             raise InvalidSpec("the command holds a NUL character")
+        if self.name:
+            check_name(self.name)
+        for tag in self.tags:
+            check_label("tag", tag)
         for env in (self.env, *(role.env for role in self.roles.values())):
             for key, value in env.items():
                 if not key or "=" in key or "\0" in key + value:
-                    raise InvalidSpec(f"{key!r} is not the name of an environment variable")
+                    raise InvalidSpec(
+                        f"{key!r} is not the name of an environment variable",
+                        hint="write NAME=VALUE",
+                    )
         self._check_group()
         for name, rule in self.metrics.items():
             try:
                 groups = re.compile(rule.pattern).groups
             except re.error as error:
-                raise InvalidSpec(f"metric {name!r}: {rule.pattern!r}: {error}") from None
+                raise InvalidSpec(
+                    f"metric {name!r}: {rule.pattern!r}: {error}",
+                    hint="a regular expression with the number in parentheses: loss=([0-9.]+)",
+                ) from None
             if groups < 1:
                 raise InvalidSpec(
                     f"metric {name!r}: {rule.pattern!r} has no group",
@@ -188,6 +241,8 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
                 )
         for end in (*self.retry_on, *self.fail_on):
             retry.check(end)
+        for fault in self.faults:
+            fault.check(self.world_size)
         return self
 
     def _check_group(self) -> None:
@@ -200,7 +255,7 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
             )
         if self.min_workers is not None and self.min_workers > self.workers:
             raise InvalidSpec(f"workers: min {self.min_workers} is more than max {self.workers}")
-        if elastic and (self.processes > 1 or self.roles):
+        if elastic and ((self.processes > 1 and not self.launcher) or self.roles):
             raise InvalidSpec(
                 "an elastic group has neither processes nor roles",
                 hint="workers: {min: 2, max: 8}; the processes of a worker are started by torchrun",
@@ -232,9 +287,10 @@ def with_defaults(spec: JobSpec) -> JobSpec:
         commands = [spec.command, *(role.command for role in spec.roles.values())]
         command: tuple[str, ...] = next(filter(None, commands), ())
         words = [w for w in command if w not in ("python", "python3", "-m")] or ["run"]
+        if launcher(command):  # the script's name tells more
+            words = [w for w in words if w.endswith(".py")] or words
         stem = words[0].rpartition("/")[2].removesuffix(".py")
-    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in stem).strip("-_.")[:60]
-    return msgspec.structs.replace(spec, name=name or "run")
+    return msgspec.structs.replace(spec, name=usable_name(stem))
 
 
 def decode_spec(data: bytes | str) -> JobSpec:
@@ -246,5 +302,5 @@ def decode_spec(data: bytes | str) -> JobSpec:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of a JobSpec, as published at ``/api/v1/schemas/job``."""
+    """The JSON schema of a JobSpec in its own form. ``core.schema`` has what people write."""
     return msgspec.json.schema(JobSpec)

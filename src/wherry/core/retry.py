@@ -9,12 +9,13 @@ Called by ``core.job`` (are the rules rules?) and ``core.decide``. Pure. Faults 
 
 from __future__ import annotations
 
+import difflib
 import re
 import signal
 from collections.abc import Iterable
 
 from wherry.core.causes import CAUSES, INFRASTRUCTURE
-from wherry.errors import InvalidSpec, did_you_mean
+from wherry.errors import InvalidSpec
 
 LONGEST = 300.0  #: seconds: the delay is doubled with each retry up to here
 _CODES = re.compile(r"([0-9]{1,3})(?:-([0-9]{1,3}))?")
@@ -32,9 +33,12 @@ def check(rule: str) -> None:
         return
     known = ["any", *sorted(CAUSES - {"", "stopped"}), *(s.name for s in signal.Signals)]
     if rule not in known:
+        near = difflib.get_close_matches(rule, known, n=1, cutoff=0.7)
         raise InvalidSpec(
             f"{rule!r} is neither an exit status nor a signal nor a cause",
-            hint=did_you_mean(rule, known) or "for example 75, 64-78, SIGSEGV, oom, any",
+            hint=f"did you mean {near[0]!r}?"
+            if near
+            else "for example 75, 64-78, SIGSEGV, oom, any",
         )
 
 

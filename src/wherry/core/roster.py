@@ -36,6 +36,15 @@ def roster(spec: JobSpec) -> tuple[Place, ...]:
     return tuple(Place(rank, name, i) for rank, (name, i) in enumerate(names))
 
 
+def label(spec: JobSpec, rank: int) -> str:
+    """What to call a rank among people: ``rank 2``, or ``rank 2 (worker 1)``."""
+    if not spec.roles:
+        return f"rank {rank}"
+    place = roster(spec)[rank]
+    alone = spec.roles[place.role].count == 1
+    return f"rank {rank} ({place.role if alone else f'{place.role} {place.index}'})"
+
+
 def own_spec(spec: JobSpec, place: Place) -> JobSpec:
     """The job as this rank has it: with its role's command, resources and variables."""
     if not spec.roles:

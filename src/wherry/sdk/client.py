@@ -27,6 +27,7 @@ from wherry.core.api import (
     Status,
     Submit,
 )
+from wherry.core.job import JobSpec
 from wherry.core.run import File, Run
 from wherry.errors import Internal, Unavailable
 from wherry.sdk.http import Http, segment
@@ -64,7 +65,7 @@ class Client:
         self.http.call("POST", f"{_ROOT}/shutdown", again=False)
 
     def job_schema(self) -> dict[str, Any]:
-        """The JSON schema of a JobSpec."""
+        """The JSON schema of a job file, as people write it."""
         return self._get("/schemas/job", dict[str, Any])
 
     def prune(self, *, days: float | None = None, dry_run: bool = False) -> Pruned:
@@ -101,12 +102,17 @@ class Client:
         return self.http.call("GET", f"{_ROOT}/blobs/{segment(digest)}")
 
     # --- runs
-    def submit(self, submit: Submit, *, key: str | None = None) -> Run:
+    def submit(self, submit: Submit | JobSpec, *, key: str | None = None) -> Run:
         """
         Make a run. Again with the same idempotency ``key``: the run that was made then.
 
+        A JobSpec is sent as it is, with the code and the Python that it names: ``wherry.run`` adds
+        those of here.
+
         :raises BundleMissing: push the blobs first, then again with the same key.
         """
+        if isinstance(submit, JobSpec):
+            submit = Submit(spec=submit)
         return _decode(
             self.http.call("POST", f"{_ROOT}/runs", body=api.encode(submit), key=key or new_key()),
             Run,
@@ -259,6 +265,17 @@ class Client:
         }  # fmt: skip
         return self._download(f"/runs/{segment(ref)}/logs", query)
 
+    def stack(
+        self, ref: str, *, ranks: Iterable[int] = (), native: bool = False
+    ) -> list[api.RankStack]:
+        """
+        What the Python processes of these ranks, or of all, do now.
+
+        :raises NotRunning: :raises NotFound: for a rank that it does not have.
+        """
+        query = {"rank": list(ranks), "native": native}
+        return self._get(f"/runs/{segment(ref)}/stack", list[api.RankStack], query)
+
     def metrics(
         self,
         ref: str,
@@ -303,6 +320,23 @@ class Client:
     def result(self, ref: str) -> bytes:
         """The pickle that rank 0 left: see ``sdk.functions.load_result``. :raises NotFound:"""
         return self.http.call("GET", f"{_ROOT}/runs/{segment(ref)}/result")
+
+    # --- the tasks of wherry.map
+    def put_tasks(self, run: str, epoch: str, frames: bytes) -> api.TasksTaken:
+        """Send chunks (``agent.tasks``). Again: harmless."""
+        answer = self.http.call(
+            "POST", f"{_ROOT}/runs/{segment(run)}/tasks", query={"epoch": epoch}, body=frames
+        )
+        return _decode(answer, api.TasksTaken)
+
+    def collect_tasks(self, run: str, epoch: str, after: int, *, wait: float = 0.0) -> bytes:
+        """Frames: what was answered after the first ``after`` answers, once there is something."""
+        query = {"epoch": epoch, "after": after, "wait": f"{wait:g}"}
+        return self.http.call("GET", f"{_ROOT}/runs/{segment(run)}/tasks", query=query)
+
+    def end_tasks(self, run: str) -> None:
+        """No more will come. Again: harmless."""
+        self.http.call("DELETE", f"{_ROOT}/runs/{segment(run)}/tasks")
 
     # --- helpers
     def _get(self, path: str, kind: type[T], query: dict[str, Any] | None = None) -> T:

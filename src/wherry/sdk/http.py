@@ -46,13 +46,15 @@ class Stream:
     """
     An answer whose body arrives in pieces. A context manager; iterate at most once.
 
-    Leaving it early closes the connection.
+    Leaving it early closes the connection. ``headers``: of the answer, by their names in small
+    letters.
     """
 
     def __init__(self, http: Http, connection: Connection, response: Response) -> None:
         self._http = http
         self._connection = connection
         self._response = response
+        self.headers: Mapping[str, str] = response.headers
 
     def __enter__(self) -> Self:
         return self
@@ -144,11 +146,18 @@ class Http:
         path: str,
         *,
         query: Query | None = None,
+        body: bytes | None = None,
         timeout: float = TIMEOUT,
     ) -> Stream:
-        """A GET whose answer is read as it arrives. Raises as :meth:`call`."""
+        """
+        A GET whose answer is read as it arrives; with a ``body``, a POST that is not repeated.
+
+        Raises as :meth:`call`.
+        """
+        method = "GET" if body is None else "POST"
         return self._persist(
-            lambda: self._once("GET", path, query, b"", "", timeout, True), again=True
+            lambda: self._once(method, path, query, body or b"", "", timeout, True),
+            again=body is None,
         )
 
     def pause(self, error: Exception, deadline: float, pause: float) -> None:

@@ -10,26 +10,33 @@ from __future__ import annotations
 import hashlib
 import html
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wherry.core.api import LogLine, MetricSeries, RunDetail
+from wherry.core import files
+from wherry.core.api import LogLine, MetricSeries, RankStack, RunDetail
 from wherry.core.bundle import check_path
-from wherry.core.job import JobSpec, Scalar
+from wherry.core.explain import Fact, explain
+from wherry.core.job import Group, JobSpec, Scalar
 from wherry.core.run import File, Verdict
 from wherry.core.run import Run as Snapshot
+from wherry.core.schema import FILLED_IN
 from wherry.core.states import RunState
 from wherry.errors import InvalidInput, NestedSubmit, NotFound, RunFailed, Unavailable, WaitTimeout
 from wherry.sdk.client import Client, Stream
 from wherry.sdk.connect import connect
+from wherry.sdk.contexts import chosen, context
 from wherry.sdk.functions import Function, load_result
-from wherry.sdk.submit import Draft, prepare, send
+from wherry.sdk.submit import Draft, Prepared, prepare, send
 
 if TYPE_CHECKING:
+    import subprocess
+
     from wherry.bundle.environment import Choice
 
-Target = str | os.PathLike[str] | Callable[..., Any]
+Target = str | os.PathLike[str] | JobSpec | Callable[..., Any]
 
 
 def run(
@@ -39,7 +46,8 @@ def run(
     module: str = "",
     on: str = "",
     name: str | None = None,
-    workers: int | None = None,
+    workers: int | tuple[int, int] | None = None,
+    group: Group | None = None,
     processes: int | None = None,
     cpu: float | None = None,
     memory: str | int | None = None,
@@ -48,8 +56,13 @@ def run(
     params: Mapping[str, Scalar] | None = None,
     metrics: Mapping[str, Any] | None = None,
     restarts: int | None = None,
+    retry_on: Iterable[str | int] | None = None,
+    fail_on: Iterable[str | int] | None = None,
+    backoff: str | float | None = None,
     timeout: str | float | None = None,
     grace: str | float | None = None,
+    hold: str | float | None = None,
+    stall: str | float | None = None,
     priority: int | None = None,
     tags: Iterable[str] | None = None,
     note: str | None = None,
@@ -57,6 +70,7 @@ def run(
     python: str = "",
     packages: Iterable[str] = (),
     folder: str | os.PathLike[str] | None = None,
+    preflight: bool = True,
     **kwargs: Any,
 ) -> Run:
     """
@@ -67,44 +81,70 @@ def run(
         wherry.run("train.py", "--epochs", 3, workers=4)
         wherry.run(module="package.train")
         wherry.run("job.yaml", workers=8)
+        wherry.run(wherry.JobSpec(command=("python", "train.py"), workers=4))
         wherry.run(train, epochs=3).result()
 
     The options are keyword-only. All other keywords go to the function; where one of them has the
     name of an option, bind it before: ``wherry.run(functools.partial(train, name="x"))``.
 
-    :param target: a script, a job file, a command, or a function; ``args`` are its arguments.
+    :param target: a script, a job file, a command, or a function; ``args`` are its arguments. Or a
+        JobSpec: its command in a copy of the project, in the environment that ``environment`` says.
     :param module: a module to run as ``python -m``, instead of ``target``.
     :param on: a context's name; "" is the one in use.
+    :param workers: how many at once; ``(2, 8)``: an elastic group of 2 to 8.
+    :param retry_on: what else is tried again within ``restarts``: exit statuses, signals, causes.
+    :param backoff: before the first retry, seconds or "1m"; doubled with each.
     :param cpu: cores of one rank. :param memory: of one rank, bytes or "4Gi". :param gpu: devices.
     :param timeout: of one attempt, seconds or "2h". :param grace: from SIGTERM to SIGKILL.
+    :param hold: keep a rank that failed for so long, to look into it. :param stall: flag the run
+        after so long without output, metric or CPU; 0: never.
     :param metrics: how to read metrics from output: ``{"accuracy": "accuracy=([0-9.]+)"}``.
     :param environment: "auto", or one rung of the ladder: "script", "lock", "requirements",
         "active" (the interpreter in use), "none" (Python alone).
     :param python: build the environment with this version. :param packages: and with these.
     :param folder: the working folder; by default the current one.
+    :param preflight: look for mistakes before anything is queued; what may be one is a Python
+        warning. :raises Preflight: for what is sure to fail.
     :raises NestedSubmit: in a rank of another run. :raises WherryError: what is wrong, and a hint.
     """
-    _refuse_nested()
+    refuse_nested()
     resources = {"cpu": cpu, "memory": memory, "gpu": gpu}
     said: dict[str, Any] = {
-        "name": name, "workers": workers, "processes": processes,
+        "name": name, "workers": _workers(workers), "group": group, "processes": processes,
         "resources": _said(resources) or None, "env": env, "params": params, "metrics": metrics,
-        "restarts": restarts, "timeout": timeout, "grace": grace, "priority": priority,
+        "restarts": restarts, "retry_on": _words(retry_on), "fail_on": _words(fail_on),
+        "backoff": backoff, "timeout": timeout, "grace": grace, "hold": hold, "stall": stall,
+        "priority": priority,
         "tags": None if tags is None else tuple(tags), "note": note,
     }  # fmt: skip
+    base = _changes(target) if isinstance(target, JobSpec) else {}
     words, function = _work(target, module, args, kwargs)
     draft = Draft(
         words=words,
         function=function,
-        changes=_said(said),
+        changes=files.merge(base, _said(said)),
         folder=Path(folder) if folder is not None else None,
         environment=environment,
         python=python,
         packages=tuple(packages),
     )
     prepared = prepare(draft)
+    if preflight:
+        _examine(prepared, on)
     client = connect(on)
-    return Run(client, send(client, prepared))
+    return Run(client, send(client, prepared, why=chosen(on)))
+
+
+def _examine(prepared: Prepared, on: str) -> None:
+    import warnings
+
+    from wherry.sdk import preflight
+
+    found = preflight.examine(prepared, here=context(on).endpoint is None)
+    for finding in found:
+        if finding.level == "warning":
+            warnings.warn(str(finding), stacklevel=3)
+    preflight.refuse(found)
 
 
 class Run:
@@ -158,6 +198,10 @@ class Run:
         """Everything known of it: attempts, ranks, parameters, metrics at a glance, events."""
         return self._client.run(self.id)
 
+    def explain(self) -> tuple[Fact, ...]:
+        """Why it waited, failed, was tried again, went there: from recorded facts, in order."""
+        return explain(self.detail())
+
     def wait(self, timeout: float | None = None) -> Run:
         """
         Wait until it is over, however it ends. Returns itself.
@@ -185,7 +229,7 @@ class Run:
         if self._snapshot.state != RunState.SUCCEEDED:
             if pickled := self._exception():
                 load_result(pickled)
-            raise _failure(self._snapshot)
+            raise failure(self._snapshot)
         return None if self.spec.call is None else load_result(self._client.result(self.id))
 
     def logs(
@@ -212,6 +256,42 @@ class Run:
     def metrics(self, *names: str, rank: int | None = None) -> list[MetricSeries]:
         """What was reported: one series for each name, rank and attempt."""
         return self._client.metrics(self.id, names=names, ranks=() if rank is None else (rank,))
+
+    def exec(
+        self,
+        command: Sequence[str],
+        *,
+        rank: int | None = None,
+        input: str | bytes | None = None,
+        timeout: float | None = None,
+        text: bool = True,
+    ) -> subprocess.CompletedProcess[Any]:
+        """
+        Run a program beside a rank's, with its folder, environment and user, and wait for its end.
+
+        ::
+
+            run.exec(["nvidia-smi"], rank=2).stdout
+
+        :param rank: None: the rank that is held (``hold``), else 0.
+        :param input: for its standard input. :param text: output is text, else bytes.
+        :param timeout: seconds; then it is ended and ``subprocess.TimeoutExpired`` raised.
+        :raises NotRunning: :raises NotFound: for a rank that the run does not have.
+        """
+        from wherry.sdk import beside
+
+        data = input.encode() if isinstance(input, str) else input
+        done: subprocess.CompletedProcess[Any] = beside.run(
+            self._client, self.id, command, rank=rank, input=data, timeout=timeout
+        )
+        if text:
+            done.stdout = done.stdout.decode(errors="replace")
+            done.stderr = done.stderr.decode(errors="replace")
+        return done
+
+    def stack(self, *, rank: int | None = None, native: bool = False) -> list[RankStack]:
+        """What the Python processes of every rank do now: one entry a rank."""
+        return self._client.stack(self.id, ranks=() if rank is None else (rank,), native=native)
 
     def stop(self, *, grace: float | None = None) -> Run:
         """
@@ -249,7 +329,7 @@ class Run:
     def _exception(self) -> bytes:
         """The pickle that the rank which failed first left of its exception; empty if none."""
         verdict = self._snapshot.verdict
-        if self.spec.call is None or verdict is None or verdict.cause != "exception":
+        if self.spec.call is None or verdict is None:
             return b""
         ranks = self.detail().attempts[-1].ranks
         digest = next((r.result for r in ranks if r.rank == verdict.rank), "")
@@ -300,18 +380,39 @@ def _fetch(client: Client, ref: str, file: File, target: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _refuse_nested() -> None:
+def refuse_nested() -> None:
+    """:raises NestedSubmit: in a rank of a run."""
     if run_id := os.environ.get("WHERRY_RUN_ID"):
+        main = os.path.basename(getattr(sys.modules["__main__"], "__file__", "") or "")
+        # Where the rank runs a function, the file that has it is imported, and only then.
+        hint = 'a rank imports this file too: put the call below  if __name__ == "__main__":'
+        if main != "wherry_call.py":
+            hint = f"start it with  python {main or 'SCRIPT'}:  a run cannot submit runs"
         raise NestedSubmit(
             f"this is rank {os.environ.get('WHERRY_RANK', '0')} of run {run_id}: it cannot submit",
-            hint='a rank imports this file too: put the call below  if __name__ == "__main__":',
+            hint=hint,
         )
+
+
+def _changes(spec: JobSpec) -> dict[str, Any]:
+    """What a JobSpec says beside its command and what Wherry fills in."""
+    if spec.call is not None:
+        raise InvalidInput(
+            "a JobSpec with a call cannot be sent from here",
+            hint="wherry.run(function, ...); what ran before: wherry retry, wherry run --from",
+        )
+    return {k: v for k, v in files.dump(spec).items() if k not in {"command", *FILLED_IN}}
 
 
 def _work(
     target: Target | None, module: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[str, ...], Function | None]:
     """What to run: words, or a function with its arguments."""
+    if isinstance(target, JobSpec):
+        if module or kwargs:
+            word = "module" if module else next(iter(kwargs))
+            raise InvalidInput(f"wherry.run has no option {word!r} beside a JobSpec")
+        return (*target.check().command, *map(str, args)), None
     if target is not None and not isinstance(target, str | os.PathLike):
         if module:
             raise InvalidInput("both a function and a module were given")
@@ -338,11 +439,20 @@ def _options() -> list[str]:
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
 
 
+def _workers(workers: int | tuple[int, int] | None) -> Any:
+    return {"min": workers[0], "max": workers[1]} if isinstance(workers, tuple) else workers
+
+
+def _words(ends: Iterable[str | int] | None) -> list[str] | None:
+    return None if ends is None else [str(end) for end in ends]
+
+
 def _said(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value is not None}
 
 
-def _failure(shot: Snapshot) -> RunFailed:
+def failure(shot: Snapshot) -> RunFailed:
+    """The error that says how a run ended."""
     verdict = shot.verdict or Verdict()
     message = f"run {shot.id} ({shot.name}) {_ENDED[shot.state]}"
     if verdict.message:

@@ -90,9 +90,22 @@ def serve(home: Path) -> None:
     # uvicorn raises the signal again when it has served; then this one ends the process.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        asyncio.run(_answer(uvicorn.Server(config), listener, announce))
+        asyncio.run(_answer(Server(config, plane.leave), listener, announce))
     finally:
         (home / "server.json").unlink(missing_ok=True)
+
+
+class Server(uvicorn.Server):
+    """Ends the long answers before it waits for the end of all."""
+
+    def __init__(self, config: uvicorn.Config, leave: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._leave = leave
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, but agents' long polls and followed logs do not hold it up."""
+        self._leave()
+        await super().shutdown(sockets)
 
 
 async def _answer(

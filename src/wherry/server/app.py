@@ -35,16 +35,19 @@ from wherry.blobs.base import Blobs
 from wherry.blobs.objects import ObjectBlobs
 from wherry.control.bus import Bus
 from wherry.control.cleanup import Cleanup, entries
+from wherry.control.commands import Commands
 from wherry.control.live import Live
+from wherry.control.look import Look
 from wherry.control.reconcile import Options, Reconciler
 from wherry.control.reports import Ingest
 from wherry.control.runs import Runs
+from wherry.control.tasks import Brokers
 from wherry.control.tokens import Tokens
 from wherry.core.api import Prune, encode
 from wherry.core.ids import new_token
 from wherry.errors import Internal, InvalidInput, NotFound, WherryError
 from wherry.server.auth import Guard
-from wherry.server.routes import admin, agents, blobs, checkpoints, logs, runs
+from wherry.server.routes import admin, agents, blobs, checkpoints, logs, look, runs, tasks
 from wherry.server.services import Services
 from wherry.store.base import Store
 from wherry.store.sql import SCHEMA, SqlStore
@@ -90,6 +93,7 @@ class ControlPlane:
     ) -> None:
         self.url, self.keys = url, keys
         options = Options(settings.get)
+        commands = Commands()
         bus, live, tokens = Bus(), Live(lease=options.lease), Tokens(keys.secret)
         ingest = Ingest(store, live, lambda report: self.reconciler.changed(report))
         self.reconciler = Reconciler(
@@ -110,15 +114,20 @@ class ControlPlane:
             bus=bus,
             removed=lambda run_id: shutil.rmtree(home / "checkpoints" / run_id, ignore_errors=True),
         )
+        brokers = Brokers(store=store, runs=use_cases, bus=bus, lease=settings.get("driver_lease"))
         self.services = Services(
             store=store,
             blobs=blobs,
             runs=use_cases,
+            tasks=brokers,
             ingest=ingest,
             live=live,
+            tokens=tokens,
             bus=bus,
             reconciler=self.reconciler,
-            cleanup=_cleanup(home, store, blobs, use_cases),
+            cleanup=_cleanup(home, store, blobs, use_cases, brokers),
+            commands=commands,
+            look=Look(store, commands),
             bundled=lru_cache(64)(lambda bundle: entries(blobs, bundle)),
             home=home,
             owner=getpass.getuser(),
@@ -139,6 +148,11 @@ class ControlPlane:
         self.services.ingest.start()
         self.reconciler.start()
 
+    def leave(self) -> None:
+        """Let nobody wait any longer: the process is about to end. On the event loop."""
+        self.services.commands.close()
+        self.services.bus.close()
+
     def close(self) -> None:
         """Stop deciding, write what is queued, release the store. Runs go on."""
         self.reconciler.close()
@@ -147,14 +161,21 @@ class ControlPlane:
         self.services.store.close()
 
     async def prune_for_ever(self) -> None:
-        """Keep the retention setting and forget old idempotency keys."""
-        store, clock = self.services.store, self.services.runs.clock
+        """Keep the retention setting and forget old idempotency keys; a fault is tried again."""
         while True:
-            keys_before = clock() - settings.get("idempotency_retention") * 86400
-            await asyncio.to_thread(store.prune_idempotency, keys_before)
-            days = settings.get("retention") or None
-            await asyncio.to_thread(self.services.cleanup.prune, Prune(days=days))
+            for step in (self._prune_keys, self._prune_runs):
+                try:
+                    await asyncio.to_thread(step)
+                except Exception:
+                    log.exception("%s", step.__name__)
             await asyncio.sleep(_PRUNE_EVERY)
+
+    def _prune_keys(self) -> None:
+        before = self.services.runs.clock() - settings.get("idempotency_retention") * 86400
+        self.services.store.prune_idempotency(before)
+
+    def _prune_runs(self) -> None:
+        self.services.cleanup.prune(Prune(days=settings.get("retention") or None))
 
 
 def embedded(home: Path, *, url: str) -> ControlPlane:
@@ -181,13 +202,14 @@ def embedded(home: Path, *, url: str) -> ControlPlane:
     )
 
 
-def _cleanup(home: Path, store: Store, blobs: Blobs, use_cases: Runs) -> Cleanup:
+def _cleanup(home: Path, store: Store, blobs: Blobs, use_cases: Runs, brokers: Brokers) -> Cleanup:
     return Cleanup(
         store=store,
         blobs=blobs,
         delete=use_cases.delete,
         prune_cache=lambda days: environment.prune(str(home / "cache"), days),
         keep=(home / "secret", home / "token"),
+        lent=brokers.lent,
     )
 
 
@@ -200,11 +222,13 @@ def _routes(plane: ControlPlane) -> Litestar:
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         plane.start()
+        await plane.services.tasks.start()
         pruning = asyncio.create_task(plane.prune_for_ever())
         try:
             yield
         finally:
             pruning.cancel()
+            plane.services.tasks.close()
             plane.close()
 
     return Litestar(
@@ -216,6 +240,9 @@ def _routes(plane: ControlPlane) -> Litestar:
             blobs.router,
             runs.router,
             logs.router,
+            tasks.router,
+            tasks.workers,
+            look.router,
         ],
         dependencies={"services": Provide(lambda: plane.services, sync_to_thread=False)},
         exception_handlers={

@@ -14,10 +14,14 @@ from msgspec import Struct
 from wherry.blobs.base import Blobs
 from wherry.control.bus import Bus
 from wherry.control.cleanup import Cleanup
+from wherry.control.commands import Commands
 from wherry.control.live import Live
+from wherry.control.look import Look
 from wherry.control.reconcile import Reconciler
 from wherry.control.reports import Ingest
 from wherry.control.runs import Runs
+from wherry.control.tasks import Brokers
+from wherry.control.tokens import Tokens
 from wherry.store.base import Store
 
 
@@ -27,11 +31,15 @@ class Services(Struct, frozen=True, kw_only=True):
     store: Store
     blobs: Blobs
     runs: Runs
+    tasks: Brokers
     ingest: Ingest
     live: Live
+    tokens: Tokens
     bus: Bus
     reconciler: Reconciler
     cleanup: Cleanup
+    commands: Commands
+    look: Look
     bundled: Callable[[str], frozenset[str]]  #: a bundle's digest → those of its files; cached
     home: Path
     owner: str

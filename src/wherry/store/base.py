@@ -153,8 +153,12 @@ class Store(Protocol):
         """
         ...
 
-    def set_reason(self, run_id: str, reason: str) -> None:
-        """Say what the run waits for. No event where it is the same."""
+    def set_reason(self, run_id: str, reason: str, *, event: bool = True) -> None:
+        """
+        Say what the run waits for, or what is wrong with it.
+
+        No event where it is the same, or ``event`` is false: another one tells of it already.
+        """
         ...
 
     def request_stop(self, run_id: str) -> bool:

@@ -113,9 +113,9 @@ class SqlStore:
         with self._database.transaction() as connection:
             return runs.move(connection, run_id, to, attempt=attempt, reason=reason, news=news)
 
-    def set_reason(self, run_id: str, reason: str) -> None:
+    def set_reason(self, run_id: str, reason: str, *, event: bool = True) -> None:
         with self._database.transaction() as connection:
-            runs.set_reason(connection, run_id, reason)
+            runs.set_reason(connection, run_id, reason, event=event)
 
     def request_stop(self, run_id: str) -> bool:
         with self._database.transaction() as connection:

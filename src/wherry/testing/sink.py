@@ -186,7 +186,8 @@ class AgentSink:
                 return 202, _json({"missing": missing})
             told = [self.hellos[member.attempt, r] for r in world]
         peers = [
-            {"rank": r, "address": t["address"], "ports": t["ports"]} for r, t in enumerate(told)
+            {"rank": r, "address": t["address"], "ports": t["ports"], "key": f"{r:064x}"}
+            for r, t in enumerate(told)
         ]
         return 200, _json({"round": 0, "peers": peers})
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from wherry.agent import protocol
 from wherry.backends.base import Backend, Member, Observation, Request
 from wherry.core.ids import new_id
@@ -116,9 +118,18 @@ class Bench:
         return self.sink.wait_exit(str(attempt), rank, self.patience)
 
 
-def secret(attempt: AttemptId, rank: int) -> str:
+def secret(attempt: AttemptId, rank: int, incarnation: int = 1) -> str:
     """A token that the sink takes for the rank's and that looks like nothing else."""
-    return f"{attempt}/{rank:07d}/{1:07d}"
+    return f"{attempt}/{rank:07d}/{incarnation:07d}"
+
+
+def renewed(request: Request, rank: int) -> Request:
+    """The request with another incarnation of one rank."""
+    members = tuple(
+        replace(m, incarnation=2, token=secret(request.attempt, rank, 2)) if m.rank == rank else m
+        for m in request.members
+    )
+    return replace(request, members=members)
 
 
 def trace_of(backend: Backend, attempt: AttemptId) -> bool:

@@ -14,6 +14,7 @@ import fcntl
 import os
 import queue
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -28,7 +29,7 @@ from msgspec.structs import replace
 
 from wherry.agent import journal, protocol
 from wherry.backends.base import Capability, Capacity, Member, Observation, Plan, Request
-from wherry.backends.local import machine
+from wherry.backends.local import machine, networks
 from wherry.backends.local.cgroups import Cgroups
 from wherry.backends.local.folder import (
     AttemptFolder,
@@ -75,6 +76,7 @@ class LocalBackend:
         self._margin = margin
         self._checkpoints_shared = checkpoints_shared
         self._uv = machine.uv()
+        self._py_spy = machine.py_spy()
         self._cgroups = Cgroups.detect()
         self._listeners: list[queue.SimpleQueue[AttemptId]] = []
         limits = self._cgroups.memory is not None and self._cgroups.cpu is not None
@@ -89,9 +91,10 @@ class LocalBackend:
         gpus = sum(count * ask.gpu for count, ask in shares(request.spec))
         if gpus > len(machine.gpus()):
             raise CapabilityMissing(
-                f"the run asks for {gpus} GPUs over its {len(request.members)} ranks; this "
+                f"the run asks for {gpus} GPU{'s' * (gpus != 1)} over its ranks, of which there "
+                f"{'is 1' if len(request.members) == 1 else f'are {len(request.members)}'}; this "
                 f"machine has {len(machine.gpus())}",
-                hint="ask for fewer with --gpu, or choose a cluster with --on",
+                hint="ask for fewer with --gpu",
             )
         places = roster(request.spec)
         roles = [[p.role, p.index] for p in places] if request.spec.roles else []
@@ -114,8 +117,9 @@ class LocalBackend:
             "rank": member.rank,
             "incarnation": member.incarnation,
             "world_size": spec.world_size,
-            "processes": spec.processes,
+            "processes": 1 if spec.launcher else spec.processes,
             "roles": roles,
+            "launcher": spec.launcher,
             "spec": msgspec.json.decode(msgspec.json.encode(spec)),
             "dir": str(folder),
             "shared_dir": str(shared),
@@ -129,11 +133,14 @@ class LocalBackend:
             "threads": member.threads,
             "attach": request.attach,
             "uv": self._uv,
+            "py_spy": self._py_spy,
+            "stall": request.stall,
             "grace": request.grace,
             "heartbeat": request.heartbeat,
             "lease": request.lease,
             "barrier_timeout": request.barrier_timeout,
             "spool_limit": request.spool_limit,
+            "network": self._network(request, member),
             "limits": {
                 "memory": spec.resources.memory,
                 "cgroup": self._cgroups.folders(
@@ -150,6 +157,15 @@ class LocalBackend:
             "gpus": spec.resources.gpu,
             "config": config,
         }
+
+    def _network(self, request: Request, member: Member) -> dict[str, str]:
+        """Where the rank's program lives, if not where we are."""
+        if not networks.wanted(request.spec, request.attempt):
+            return {}
+        if why := networks.missing():
+            return {"missing": why}
+        wire = networks.wire(request.attempt, member.rank, member.incarnation)
+        return wire.config(shutil.which("ip") or "ip")
 
     # --- launch
     def launch(self, plan: Plan) -> None:
@@ -180,7 +196,7 @@ class LocalBackend:
         if folder.deadline is not None:
             return
         newer = {m.rank: m for m in request.members}
-        bodies = {body["rank"]: body for body in plan.body["ranks"]}
+        bodies = {body["rank"]: body for body in self._wired(plan)}
         for rank in folder.ranks():
             member = newer.get(rank.record.rank)
             if member is None or member.incarnation < rank.record.incarnation:
@@ -191,6 +207,21 @@ class LocalBackend:
                 rank = RankFolder(folder.path, record, folder.attempt)
             if not rank.spawned:
                 self._launch_rank(rank, bodies[member.rank], member.token, request)
+
+    def _wired(self, plan: Plan) -> list[dict[str, Any]]:
+        """The ranks of the plan, with networks where it says so and they can be made."""
+        bodies: list[dict[str, Any]] = plan.body["ranks"]
+        attempt = plan.request.attempt
+        if not any("namespace" in body["config"]["network"] for body in bodies):
+            return bodies
+        try:
+            networks.make(
+                networks.wire(attempt, m.rank, m.incarnation) for m in plan.request.members
+            )
+        except WherryError as error:  # what was made goes with the attempt
+            none = {"missing": error.message}
+            return [{**body, "config": {**body["config"], "network": none}} for body in bodies]
+        return bodies
 
     def _launch_rank(
         self, rank: RankFolder, body: dict[str, Any], token: str, request: Request

@@ -1,5 +1,6 @@
 """
-What this machine has: cores, memory, GPUs, uv. Linux first; macOS behind the same functions.
+What this machine has: cores, memory, GPUs, uv, py-spy. Linux first; macOS behind the same
+functions.
 
 Called by ``backend`` alone. Nothing here raises for a source that is missing: it falls back to
 the next one.
@@ -44,6 +45,12 @@ def uv() -> str:
         return str(find_uv_bin())
     except (ImportError, FileNotFoundError):
         return shutil.which("uv") or ""
+
+
+def py_spy() -> str:
+    """The path of py-spy: the one installed with Wherry, the one on the path, or ""."""
+    beside = Path(sys.executable).with_name("py-spy")
+    return str(beside) if os.access(beside, os.X_OK) else shutil.which("py-spy") or ""
 
 
 def total() -> Amount:

@@ -15,7 +15,7 @@ from litestar.status_codes import HTTP_200_OK, HTTP_202_ACCEPTED
 
 from wherry._version import __version__
 from wherry.core.api import Backup, BackupDone, Prune, Pruned, Status
-from wherry.core.job import json_schema
+from wherry.core.schema import job_file
 from wherry.core.states import RunState
 from wherry.server.services import Wired
 
@@ -60,8 +60,8 @@ def shutdown() -> Response[None]:
 
 @get("/schemas/job", sync_to_thread=False)
 def job_schema() -> dict[str, Any]:
-    """The JSON schema of a JobSpec."""
-    return json_schema()
+    """The JSON schema of a job file."""
+    return job_file()
 
 
 @post("/prune", status_code=HTTP_200_OK, sync_to_thread=True)

@@ -7,7 +7,9 @@ The protocol is described in ``agent.protocol``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any
 
@@ -19,14 +21,16 @@ from litestar.status_codes import HTTP_200_OK, HTTP_202_ACCEPTED, HTTP_204_NO_CO
 
 from wherry.agent.protocol import pack_item
 from wherry.blobs.base import Blobs
+from wherry.control.channels import outgoing
 from wherry.control.reports import parse
 from wherry.control.tokens import RankIdentity
 from wherry.core import elastic
 from wherry.core.api import Digests
 from wherry.core.bundle import check_digest
-from wherry.core.run import Attempt, Rank
+from wherry.core.run import Attempt, Event, Rank
 from wherry.core.states import RANK_TERMINAL, RankState
-from wherry.errors import Forbidden, StaleToken
+from wherry.errors import Forbidden, NotFound, StaleToken
+from wherry.server.routes.look import fill
 from wherry.server.services import Services, Wired
 
 _INLINE = 64 * 1024  # bytes of frames that are parsed on the event loop
@@ -44,10 +48,11 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     python: str = ""
 
 
-def _who(request: Request[Any, Any, Any]) -> RankIdentity:
-    identity = request.scope["state"]["identity"]
-    assert isinstance(identity, RankIdentity)
-    return identity
+def identity(request: Request[Any, Any, Any]) -> RankIdentity:
+    """Whose token came with the request."""
+    who = request.scope["state"]["identity"]
+    assert isinstance(who, RankIdentity)
+    return who
 
 
 @post("/hello", status_code=HTTP_200_OK)
@@ -55,18 +60,35 @@ async def hello(
     request: Request[Any, Any, Any], data: JSONBody[Hello], services: Wired
 ) -> dict[str, int | float]:
     """An agent has come up; it learns what was stored of it already."""
-    who = _who(request)
-    rank = await asyncio.to_thread(
-        services.store.arrive,
-        who.attempt,
-        who.rank,
-        who.incarnation,
-        address=data.address,
-        ports=data.ports,
-    )
+    who = identity(request)
+    try:
+        rank = await asyncio.to_thread(
+            services.store.arrive,
+            who.attempt,
+            who.rank,
+            who.incarnation,
+            address=data.address,
+            ports=data.ports,
+        )
+    except StaleToken:
+        await asyncio.to_thread(_turned_away, services, who)
+        raise
     services.live.heard(who.attempt, who.rank)
     services.bus.publish(who.attempt.run)
     return {"acked": rank.acked, "lease": services.live.lease}
+
+
+def _turned_away(services: Services, who: RankIdentity) -> None:
+    """Note that a rank came back for which another one had been put in place."""
+    message = f"rank {who.rank} came back, too late, and was turned away"
+    run, number = who.attempt.run, who.attempt.number
+    with contextlib.suppress(NotFound):
+        services.store.add_event(
+            Event(
+                run=run, time=time.time(), kind="refused", message=message,
+                attempt=number, rank=who.rank,
+            )
+        )  # fmt: skip
 
 
 @get("/peers")
@@ -81,7 +103,7 @@ async def peers(
 
     In an elastic group: those of the round after ``round``, which this rank has left.
     """
-    who = _who(request)
+    who = identity(request)
     rounds = await asyncio.to_thread(_ask, services, who, round)
     deadline = asyncio.get_running_loop().time() + wait
     while True:
@@ -90,10 +112,18 @@ async def peers(
         services.live.heard(who.attempt, who.rank)
         ready = services.live.ready(who.attempt)
         if met := _met(attempt, who) if rounds else _all(attempt, ready):
-            found = [{"rank": r.rank, "address": r.address, "ports": list(r.ports)} for r in met]
+            found = [
+                {
+                    "rank": r.rank,
+                    "address": r.address,
+                    "ports": list(r.ports),
+                    "key": services.tokens.key(who.attempt, r.rank),
+                }
+                for r in met
+            ]
             return Response({"round": attempt.round, "peers": found})
         left = deadline - asyncio.get_running_loop().time()
-        if left <= 0 or services.live.stopping(who.attempt) or services.bus.closed:
+        if left <= 0 or services.live.stopping(who.attempt, who.rank) or services.bus.closed:
             missing = [r.rank for r in attempt.ranks if not _there(r, ready)]
             return Response({"missing": missing}, status_code=HTTP_202_ACCEPTED)
         await services.bus.wait(who.attempt.run, version, timeout=left)
@@ -101,7 +131,7 @@ async def peers(
 
 def _ask(services: Services, who: RankIdentity, round: int) -> bool:
     """Note that the rank is ready to meet the others; whether its group has rounds."""
-    _still_current(services, who)
+    still_current(services, who)
     run = who.attempt.run
     rounds = services.store.run(run).spec.group == "elastic"
     if rounds and round:
@@ -133,25 +163,25 @@ def _met(attempt: Attempt, who: RankIdentity) -> list[Rank]:
 @post("/reports", status_code=HTTP_200_OK, request_max_body_size=_MAX_REPORT)
 async def reports(request: Request[Any, Any, Any], services: Wired) -> dict[str, Any]:
     """Frames, or none for a heartbeat. What is acknowledged is on disk."""
-    who = _who(request)
+    who = identity(request)
     body = await request.body()
     if len(body) > _INLINE:
         report = await asyncio.to_thread(parse, who, body)
     else:
         report = parse(who, body)
     if report is None:
-        acked = await asyncio.to_thread(_still_current, services, who)
+        acked = await asyncio.to_thread(still_current, services, who)
     else:
         acked = await services.ingest.add(report)
     services.live.heard(who.attempt, who.rank)
     return {
         "acked": acked,
-        "stop": services.live.stopping(who.attempt),
+        "stop": services.live.stopping(who.attempt, who.rank),
         "round": services.live.round(who.attempt),
     }
 
 
-def _still_current(services: Services, who: RankIdentity) -> int:
+def still_current(services: Services, who: RankIdentity) -> int:
     """What was stored of this rank. :raises StaleToken: where it was declared over."""
     attempt = services.store.attempt(who.attempt)
     rank = attempt.ranks[who.rank]
@@ -165,7 +195,7 @@ def _still_current(services: Services, who: RankIdentity) -> int:
 @get("/blobs/{digest:str}")
 async def fetch(request: Request[Any, Any, Any], digest: FromPath[str], services: Wired) -> Stream:
     """One blob that belongs to the rank's run."""
-    await asyncio.to_thread(_allow, services, _who(request), [check_digest(digest)])
+    await asyncio.to_thread(_allow, services, identity(request), [check_digest(digest)])
     services.blobs.size(digest)
     return Stream(services.blobs.get(digest), media_type="application/octet-stream")
 
@@ -175,7 +205,7 @@ async def fetch_many(
     request: Request[Any, Any, Any], data: JSONBody[Digests], services: Wired
 ) -> Stream:
     """Many blobs that belong to the rank's run, as one pack."""
-    await asyncio.to_thread(_allow, services, _who(request), list(data.digests))
+    await asyncio.to_thread(_allow, services, identity(request), list(data.digests))
     return Stream(_pack(services.blobs, data.digests), media_type="application/octet-stream")
 
 
@@ -198,6 +228,8 @@ def _allow(services: Services, who: RankIdentity, digests: list[str]) -> None:
     if not allowed.issuperset(digests):
         sent = services.store.checkpoints(who.attempt.run)
         allowed |= {file.digest for one in sent for file in one.files}
+    if spec.call and spec.call.tasks:
+        allowed |= services.tasks.granted(who.attempt.run)
     for digest in digests:
         if digest not in allowed:
             raise Forbidden(f"blob {digest[:80]} is no part of run {who.attempt.run}")
@@ -206,7 +238,7 @@ def _allow(services: Services, who: RankIdentity, digests: list[str]) -> None:
 @put("/blobs/{digest:str}", status_code=HTTP_204_NO_CONTENT, request_max_body_size=None)
 async def store(request: Request[Any, Any, Any], digest: FromPath[str], services: Wired) -> None:
     """Keep a blob; it can be seen when it is whole."""
-    await asyncio.to_thread(_still_current, services, _who(request))
+    await asyncio.to_thread(still_current, services, identity(request))
     await receive(services.blobs, check_digest(digest), request.stream())
 
 
@@ -219,4 +251,57 @@ async def receive(blobs: Blobs, digest: str, stream: AsyncIterator[bytes]) -> No
         await asyncio.to_thread(blobs.put, digest, iter(lambda: spool.read(1 << 20), b""))
 
 
-router = Router(path="/agent/v1", route_handlers=[hello, peers, reports, fetch, fetch_many, store])
+@get("/commands")
+async def commands(
+    request: Request[Any, Any, Any],
+    services: Wired,
+    after: Annotated[int, QueryParameter(ge=0)] = 0,
+    wait: Annotated[float, QueryParameter(ge=0, le=60)] = 30.0,
+) -> dict[str, Any]:
+    """What is asked of this rank; after ``wait`` seconds nothing."""
+    who = identity(request)
+    await asyncio.to_thread(still_current, services, who)
+    return {"commands": await services.commands.waiting(who, after=after, wait=wait)}
+
+
+@post("/commands/{id:str}", status_code=HTTP_204_NO_CONTENT)
+async def answer(
+    request: Request[Any, Any, Any],
+    id: FromPath[str],
+    data: JSONBody[dict[str, Any]],
+    services: Wired,
+) -> None:
+    """What came of it."""
+    services.commands.answer(identity(request), id, data)
+
+
+@get("/channels/{id:str}")
+async def take(request: Request[Any, Any, Any], id: FromPath[str], services: Wired) -> Stream:
+    """Take up a channel: what the person at its other end sends."""
+    channel = services.commands.channel(id, identity(request))
+    channel.take()
+    body = outgoing(channel.to_rank, channel)
+    return Stream(body, media_type="application/octet-stream")
+
+
+@post("/channels/{id:str}", status_code=HTTP_204_NO_CONTENT, request_max_body_size=None)
+async def send(request: Request[Any, Any, Any], id: FromPath[str], services: Wired) -> None:
+    """What the program beside the rank's writes."""
+    await fill(request, services.commands.channel(id, identity(request)).to_person)
+
+
+router = Router(
+    path="/agent/v1",
+    route_handlers=[
+        hello,
+        peers,
+        reports,
+        fetch,
+        fetch_many,
+        store,
+        commands,
+        answer,
+        take,
+        send,
+    ],
+)

@@ -33,7 +33,7 @@ def create(connection: Connection, run: Run, *, key: str, request: str) -> Run:
         connection.execute(insert(tags), [own | {"tag": tag} for tag in sorted({*run.spec.tags})])
     if digests := _digests(run.spec):
         connection.execute(insert(uses), [own | {"digest": digest} for digest in digests])
-    history.add(connection, Event(run=run.id, time=run.created, kind=run.state))
+    history.add(connection, Event(run=run.id, time=run.created, kind=run.state, message=run.reason))
     return run
 
 
@@ -146,7 +146,7 @@ def move(
     return True
 
 
-def set_reason(connection: Connection, run_id: str, reason: str) -> None:
+def set_reason(connection: Connection, run_id: str, reason: str, *, event: bool) -> None:
     """See ``Store.set_reason``. The event's kind is ``waiting``."""
     changed = (
         update(runs)
@@ -155,10 +155,10 @@ def set_reason(connection: Connection, run_id: str, reason: str) -> None:
         .returning(runs.c.attempt)
     )
     attempt = connection.scalar(changed)
-    if attempt is not None and reason:
+    if attempt is not None and reason and event:
         now = time.time()
-        event = Event(run=run_id, time=now, kind="waiting", message=reason, attempt=attempt)
-        history.add(connection, event)
+        waits = Event(run=run_id, time=now, kind="waiting", message=reason, attempt=attempt)
+        history.add(connection, waits)
 
 
 def request_stop(connection: Connection, run_id: str) -> bool:

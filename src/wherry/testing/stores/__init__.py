@@ -19,6 +19,7 @@ import pytest
 from wherry.store.base import Store
 from wherry.testing.stores.checkpoints import CheckpointContract
 from wherry.testing.stores.data import OpenStore
+from wherry.testing.stores.groups import GroupContract
 from wherry.testing.stores.ranks import RankContract
 from wherry.testing.stores.reports import ReportContract
 from wherry.testing.stores.runs import RunContract
@@ -26,7 +27,7 @@ from wherry.testing.stores.runs import RunContract
 __all__ = ["OpenStore", "StoreContract"]
 
 
-class StoreContract(RunContract, RankContract, ReportContract, CheckpointContract):
+class StoreContract(RunContract, RankContract, GroupContract, ReportContract, CheckpointContract):
     """Every promise. Override ``open_store``."""
 
     @pytest.fixture

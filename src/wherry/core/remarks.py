@@ -1,0 +1,66 @@
+"""
+What the ranks of a running run say of themselves, in one line: stalled, held.
+
+Called by ``control.reconcile`` when a rank has said something. Pure: the run's events are all that
+is needed, so a control plane that was restarted says the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+from wherry.core.run import Event, Run
+
+STALLED, MOVING, HELD = "stalled", "moving", "held"  # kinds of events that agents send
+
+
+def remarks(run: Run, events: Iterable[Event], *, held: Collection[int] = ()) -> str:
+    """
+    The reason to show for the run's present attempt; "" where there is nothing to say.
+
+    ``held``: the ranks that are, see ``core.decide``.
+    """
+    keeps: Event | None = None
+    stalled: dict[int, Event] = {}
+    for event in events:
+        if event.attempt != run.attempt or event.rank is None:
+            continue
+        if event.kind == HELD and event.rank in held:
+            keeps = keeps or event
+        elif event.kind == STALLED:
+            stalled[event.rank] = event
+        elif event.kind == MOVING:
+            stalled.pop(event.rank, None)
+    if keeps is not None:
+        # "failed (exited with status 1); held for 30m"
+        return f"rank {keeps.rank} {_first(keeps)}: {_exec(run, keeps.rank or 0)}"
+    if stalled:
+        newest = max(stalled.values(), key=lambda event: event.time)
+        who = ranks_in_words(sorted(stalled))
+        shows = "shows" if len(stalled) == 1 else "show"
+        return f"{who} {shows} {_first(newest)}: wherry stack {run.id}"
+    return ""
+
+
+def ranks_in_words(ranks: Sequence[int]) -> str:
+    """``rank 2``, ``ranks 0-3,7``: of ascending numbers."""
+    return f"rank{'s' * (len(ranks) > 1)} {spans(ranks)}"
+
+
+def spans(ranks: Sequence[int]) -> str:
+    """``0-3,7``: of ascending numbers."""
+    parts: list[list[int]] = []
+    for rank in ranks:
+        if parts and rank == parts[-1][1] + 1:
+            parts[-1][1] = rank
+        else:
+            parts.append([rank, rank])
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in parts)
+
+
+def _exec(run: Run, rank: int) -> str:
+    return f"wherry exec {run.id} --rank {rank} -- bash"
+
+
+def _first(event: Event) -> str:
+    return event.message.partition("\n")[0]
