@@ -227,7 +227,7 @@ class Reconciler:
     def _rests(self, run: Run) -> bool:
         """Whether its next attempt has to wait; a clock that was set back holds nobody up."""
         left = run.not_before - self.clock()
-        rests = 0 < left <= LONGEST
+        rests = 0 < left <= max(LONGEST, run.spec.backoff or 0.0, self.options.backoff)
         if rests:
             self._resting.add(run.id)
         else:

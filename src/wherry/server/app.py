@@ -47,7 +47,7 @@ from wherry.core.api import Prune, encode
 from wherry.core.ids import new_token
 from wherry.errors import Internal, InvalidInput, NotFound, WherryError
 from wherry.server.auth import Guard
-from wherry.server.routes import admin, agents, blobs, logs, look, runs, tasks
+from wherry.server.routes import admin, agents, blobs, checkpoints, logs, look, runs, tasks
 from wherry.server.services import Services
 from wherry.store.base import Store
 from wherry.store.sql import SCHEMA, SqlStore
@@ -184,7 +184,12 @@ def embedded(home: Path, *, url: str) -> ControlPlane:
     """
     zipped = package.build_zip()
     agent = package.unpack(zipped, home / "cache" / "agent")
-    backend = LocalBackend(home, agent=agent, server_file=str(home / "server.json"))
+    backend = LocalBackend(
+        home,
+        agent=agent,
+        server_file=str(home / "server.json"),
+        checkpoints_shared=settings.get("checkpoints") != "blobs",
+    )
     return ControlPlane(
         home=home,
         url=url,
@@ -229,6 +234,7 @@ def _routes(plane: ControlPlane) -> Litestar:
             admin.health,
             admin.router,
             agents.router,
+            checkpoints.router,
             blobs.router,
             runs.router,
             logs.router,
