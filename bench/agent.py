@@ -73,6 +73,7 @@ class Agent:
             "shared_dir": str(folder.parent),
             "cache": str(self.folder / "cache"),
             "checkpoints": str(self.folder / "checkpoints"),
+            "checkpoints_shared": True,
             "threads": 1,
             "attach": attach,
             "uv": "",

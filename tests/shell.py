@@ -101,6 +101,6 @@ def control_plane(folder: Path, **values: str) -> Iterator[Path]:
     up = shell("up", "--json")
     assert up.returncode == 0, up.stderr
     yield folder / "home"
-    for run in shell.json("ps", "--all", "--state", "running", "--state", "starting"):
+    for run in shell.json("ps", "-s", "queued", "-s", "starting", "-s", "running"):
         shell("stop", run["id"], "--grace", "0s", "--wait")
     assert shell("down").returncode == 0

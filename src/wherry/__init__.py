@@ -15,11 +15,14 @@ TYPE_CHECKING = False  # as in typing, whose import would cost more than all the
 if TYPE_CHECKING:
     from wherry import errors
     from wherry.agent.user import (
+        checkpoint,
         checkpoint_dir,
+        latest_checkpoint,
         output_dir,
         params,
         rank,
         report,
+        stopping,
         world_size,
     )
     from wherry.core.job import JobSpec
@@ -38,9 +41,11 @@ __all__ = [
     "Run",
     "WherryError",
     "__version__",
+    "checkpoint",
     "checkpoint_dir",
     "connect",
     "errors",
+    "latest_checkpoint",
     "map",
     "output_dir",
     "params",
@@ -48,6 +53,7 @@ __all__ = [
     "rehearse",
     "report",
     "run",
+    "stopping",
     "world_size",
 ]
 
@@ -57,8 +63,10 @@ _HOME = {
     "JobSpec": "wherry.core.job",
     "Run": "wherry.sdk.runs",
     "WherryError": "wherry.errors",
+    "checkpoint": "wherry.agent.user",
     "checkpoint_dir": "wherry.agent.user",
     "connect": "wherry.sdk.connect",
+    "latest_checkpoint": "wherry.agent.user",
     "map": "wherry.sdk.map",
     "output_dir": "wherry.agent.user",
     "params": "wherry.agent.user",
@@ -66,6 +74,7 @@ _HOME = {
     "rehearse": "wherry.sdk.rehearse",
     "report": "wherry.agent.user",
     "run": "wherry.sdk.runs",
+    "stopping": "wherry.agent.user",
     "world_size": "wherry.agent.user",
 }
 #: They are folders that are made when they are asked for, so they are asked for each time.

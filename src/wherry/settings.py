@@ -59,6 +59,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("grace", 10.0, "seconds", "between SIGTERM and SIGKILL when a run is stopped"),
     Setting("stall", 600.0, "seconds", "no output, metric or CPU: the run is flagged; 0: never"),
     Setting("barrier_timeout", 600.0, "seconds", "how long ranks wait for each other"),
+    Setting(
+        "checkpoints", "folder", "way", "how they survive here: folder, or blobs as on a cluster"
+    ),
     Setting("max_file", 10 * 2**20, "bytes", "a larger file does not travel with the code"),
     Setting("report_batch", 8 * 2**20, "bytes", "the most that an agent reports in one request"),
     Setting("spool_limit", 4 * 2**30, "bytes", "unsent reports a rank may keep on disk"),

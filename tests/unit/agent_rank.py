@@ -101,6 +101,7 @@ class Rank:
             "shared_dir": str(shared),
             "cache": str(tmp / "cache"),
             "checkpoints": str(tmp / "checkpoints"),
+            "checkpoints_shared": True,
             "threads": 2,
             "attach": "",
             "uv": "",

@@ -66,6 +66,7 @@ class Scene:
         config: dict[str, Any] = {
             "rank": 2, "attempt": 1, "incarnation": 1, "lease": 5.0,
             "checkpoints": str(folder / "checkpoints"),
+            "checkpoints_shared": True,
             "spec": {"faults": [{"rank": 2, **fault} for fault in faults]}, **over,
         }  # fmt: skip
         self.now = 100.0

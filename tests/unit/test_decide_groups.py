@@ -216,7 +216,7 @@ def test_one_who_ended_well_and_left_the_others_alone_is_named() -> None:
     _, finish = decided(run(spec={"workers": 3, "restarts": 0}), ranks)
     assert isinstance(finish, d.Finish) and finish.verdict is not None
     assert finish.verdict.message == (
-        "rank 0: Connection closed by peer; rank 1 had ended with status 0 before"
+        "rank 0: Connection closed by peer; rank 1 had left, with status 0"
     )
     assert "same number of steps" in finish.verdict.hint
 

@@ -131,15 +131,15 @@ def test_a_retry_says_why_and_how_much_of_the_budget_it_took() -> None:
     events = (
         *STARTED,
         event(50, "rank", "rank 1 lost: the agent died", 1, rank=1),
-        event(51, "queued", "attempt 1 was lost: the agent died; trying again", 1),
+        event(51, "queued", "attempt 1 ended: the agent died; again now (restart 1 of 1)", 1),
         event(52, "starting", attempt=2),
     )
     verdict = Verdict(cause="lease", message="silent")
     of = run(RunState.LOST, restarts=1, attempt=2, verdict=verdict)
     story = told(of, lost, again, events=events)
     assert (
-        "tried again (restart 1 of 1): agent-lost is a fault of machines, not of the program"
-        in story
+        "tried again: a fault of machines, not of the program; "
+        "attempt 1 ended: the agent died; again now (restart 1 of 1)" in story
     )
     assert "attempt 2 began" in story and "waited 1.0 s" in story
     assert "rank 1 lost: the agent died" not in story

@@ -201,10 +201,16 @@ def test_a_script_is_read_as_the_python_reads_it_that_will_run_it(examine: Exami
     assert finding.code == "syntax" and "Python 3.9" in finding.message
 
 
-@pytest.mark.parametrize(
-    "words", [("-m", "nope_pkg.train"), ("nope-program", "x"), ("nope-program", "train.py")]
-)
-def test_an_entry_that_is_nowhere_is_found(words: tuple[str, ...], examine: Examine) -> None:
+@pytest.mark.parametrize("role", ["nope-program --x", "python nope.py", "python -m nope_pkg.train"])
+def test_an_entry_of_a_role_that_is_nowhere_is_found(role: str, examine: Examine) -> None:
+    (Path.cwd() / "job.yaml").write_text(
+        f"command: python train.py\nroles: {{chief: 1, ps: {{command: {role}}}}}\n"
+    )
+    assert codes(examine("", words=("job.yaml",))) == [("error", "entry-point", 0)]
+
+
+def test_a_module_that_is_nowhere_is_found(examine: Examine) -> None:
+    words = ("-m", "nope_pkg.train")
     assert codes(examine("", words=words)) == [("error", "entry-point", 0)]
 
 

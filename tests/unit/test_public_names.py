@@ -11,9 +11,9 @@ import pytest
 import wherry
 
 NAMES = [
-    "Client", "Executor", "JobSpec", "Run", "WherryError", "__version__", "checkpoint_dir",
-    "connect", "errors", "map", "output_dir", "params", "rank", "rehearse", "report", "run",
-    "world_size",
+    "Client", "Executor", "JobSpec", "Run", "WherryError", "__version__", "checkpoint",
+    "checkpoint_dir", "connect", "errors", "latest_checkpoint", "map", "output_dir", "params",
+    "rank", "rehearse", "report", "run", "stopping", "world_size",
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from wherry.core.api import Digests, LogLine, Submit
 from wherry.core.job import JobSpec
 from wherry.core.run import Run
 from wherry.core.states import RunState
+from wherry.sdk import beside
 from wherry.sdk.client import Client
 
 ROOT = "/api/v1"
@@ -211,6 +212,9 @@ def test_every_path_of_the_contract_has_a_method(plane: FakePlane, client: Clien
         lambda: client.usage("r1"), lambda: client.files("r1"),
         lambda: list(client.download("r1", "p")), lambda: client.result("r1"),
         lambda: client.stop("r1"), lambda: client.retry("r1"), lambda: client.delete("r1"),
+        lambda: client.stack("r1"), lambda: client.put_tasks("r1", "e", b""),
+        lambda: client.collect_tasks("r1", "e", 0), lambda: client.end_tasks("r1"),
+        lambda: beside.dial(client, "r1", rank=0),
     ]  # fmt: skip
 
     def refuse(seen: Seen) -> Answer:
@@ -219,6 +223,8 @@ def test_every_path_of_the_contract_has_a_method(plane: FakePlane, client: Clien
     fill = {"{digest}": "0", "{ref}": "r1", "{path}": "p"}
     expected = set()
     for method, path in table:
+        if "{id}" in path:  # named by the answer of another call
+            continue
         for hole, value in fill.items():
             path = path.replace(hole, value)
         expected.add(f"{method} {ROOT}{path}")

@@ -90,6 +90,7 @@ class Agent:
         self._working = False  # the program runs, or will at once
         self._commands: Commands | None = None
         self._result = ""
+        self._carrier: Any = None
         self._began = time.monotonic()
 
     @property
@@ -160,11 +161,15 @@ class Agent:
         if not recalled and end["state"] != "failed":
             return None
         self._wake.again()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self._folder}/stopping")
         if not recalled:
             self._journal.append(protocol.ENDED, json.dumps(end).encode())
         # What was said of this round has to be known before the next is asked for.
         while self._journal.unsent and not self._wake.ended.wait(_FIRST):
             pass
+        with contextlib.suppress(*_given_up()):
+            self._carry_rest()
         try:
             return self._run_aside(self._preparation.meet)
         except Failed:
@@ -229,7 +234,8 @@ class Agent:
         """Whether the control plane is needed before the program can start."""
         built = self._spec.get("environment", {}).get("kind") == "built"
         fetches = not self._spec.get("code", {}).get("in_place") or bool(self._spec.get("call"))
-        return meets(self._config) or built or fetches
+        elsewhere = not self._config["checkpoints_shared"]
+        return meets(self._config) or built or fetches or elsewhere
 
     def _note(self, text: str) -> None:
         self._journal.say(text)
@@ -320,6 +326,7 @@ class Agent:
         )
         self._heed(prepared)
         watch.start()
+        self._carry()
         ended = Supervisor(
             started,
             capture,
@@ -400,6 +407,8 @@ class Agent:
         from wherry.agent.calls import Control
         from wherry.agent.files import Uploader, outputs
 
+        # First: where the machine is about to go, this matters most.
+        self._carry_rest()
         control = Control(self._config)
         uploader = Uploader(control, self._journal, self._gone)
         root = Path(prepared.env["WHERRY_OUTPUT_DIR"])
@@ -410,6 +419,20 @@ class Agent:
             digest = uploader.store(Path(self._result))[0]
             self._journal.append(protocol.RESULT, json.dumps({"digest": digest}).encode())
         control.close()
+
+    def _carry(self) -> None:
+        """Send checkpoints as soon as they are complete, where no folder survives attempts."""
+        if not self._config["checkpoints_shared"]:
+            from wherry.agent.carry import Carrier
+
+            self._carrier = Carrier(self._config, self._journal, self._gone)
+            self._carrier.start()
+
+    def _carry_rest(self) -> None:
+        """What is left of it once the program is over. Again: nothing."""
+        carrier, self._carrier = self._carrier, None
+        if carrier is not None:
+            carrier.finish()
 
     def _to_be_held(self, end: dict[str, Any]) -> bool:
         """Whether the program failed by itself and a person wants to see why; says so."""

@@ -35,6 +35,13 @@ def meets(config: dict[str, Any]) -> bool:
     return bool(group == "elastic" or (group == "gang" and config["world_size"] > 1))
 
 
+def checkpoint_folder(config: dict[str, Any]) -> str:
+    """The rank's ``checkpoint_dir``. The members of a pool, which are independent, share none."""
+    if config["spec"].get("group") == "pool":
+        return os.path.join(config["checkpoints"], f"rank-{config['rank']}")
+    return str(config["checkpoints"])
+
+
 class Prepared:
     """What to start, and what to know of it afterwards."""
 
@@ -80,12 +87,17 @@ class Preparation:
         self.phase("bundle")
         self._python, self._extra = self._environment()
         self.phase("environment")
+        if self._spec.get("group") != "elastic":
+            self._checkpoints()
         return self.meet()
 
     def meet(self) -> Prepared:
         """The last phase, and again for each round of an elastic group. Raises as ``run``."""
         variables = self._barrier()
         self.phase("barrier")
+        if self._spec.get("group") == "elastic":
+            # What the ranks of the last round have sent is there once all have met.
+            self._checkpoints()
         env = {**self._base, **self._extra, **self._spec.get("env", {}), **variables}
         place = self._spec.get("code", {}).get("in_place")
         env["PYTHONPATH"] = self._python_path(env, place or str(self._code.folder))
@@ -165,6 +177,19 @@ class Preparation:
         finally:
             control.close()
 
+    def _checkpoints(self) -> None:
+        """Bring back what attempts before this one have saved, where no folder does."""
+        if self._config["checkpoints_shared"]:
+            return
+        from wherry.agent.calls import Refused
+        from wherry.agent.carry import restore
+
+        try:
+            restore(self._config, self._journal, self._wake.ended)
+        except (Refused, OSError) as error:
+            raise Failed("bundle", f"the checkpoint cannot be fetched: {error}") from None
+        self.phase("checkpoint")
+
     def _environment(self) -> tuple[str, dict[str, str]]:
         """The interpreter and the variables that belong to it."""
         wanted = self._spec.get("environment", {})
@@ -225,7 +250,7 @@ class Preparation:
         found["WHERRY_REPORT"] = os.path.join(folder, report)
         found["WHERRY_STOPPING"] = os.path.join(folder, "stopping")
         found["WHERRY_OUTPUT_DIR"] = os.path.join(folder, "output")
-        found["WHERRY_CHECKPOINT_DIR"] = config["checkpoints"]
+        found["WHERRY_CHECKPOINT_DIR"] = checkpoint_folder(self._config)
         found["WHERRY_PARAMS"] = json.dumps(self.params())
         if self._launcher == "mpi":
             # In a pool each runs an mpirun of its own.

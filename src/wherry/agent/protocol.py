@@ -42,6 +42,11 @@ POST /reports                       body: frames, none for a heartbeat → ``{"a
 GET  /blobs/DIGEST                  → bytes
 POST /blobs/fetch                   JSON ``{"digests": [...]}`` → a pack, see :func:`iter_pack`
 PUT  /blobs/DIGEST                  bytes → 204
+GET  /checkpoints                   → ``{"parts": [{"name", "files"}]}``: the newest complete
+                                    checkpoint's, one "" with the program's own files; ``files``:
+                                    ``[{"path", "digest", "size", "modified"}]``
+POST /checkpoints                   JSON ``{"name", "step", "shard", "shards", "files", "gone"}`` →
+                                    204; its blobs were stored before. ``gone``: of "" alone
 GET  /commands?after=N&wait=SECONDS → ``{"commands": [{"number", "id", "kind", ...}]}``: those newer
                                     than number N, none when ``wait`` is over; see below
 POST /commands/ID                   JSON: what came of it → 204
@@ -138,7 +143,8 @@ CONFIG = {
     "dir": "this rank's own folder: config, journal, output, report file",
     "shared_dir": "the attempt's folder on this machine: the code's copy",
     "cache": "folder shared by all runs on this machine: envs, uv, trees",
-    "checkpoints": "folder that survives attempts",
+    "checkpoints": "folder that survives attempts, or whose content is sent and comes back",
+    "checkpoints_shared": "whether it survives by itself",
     "threads": "cores allotted to this rank",
     "attach": "Unix socket of a waiting terminal, or ''",
     "uv": "path of uv, or ''",

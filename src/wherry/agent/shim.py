@@ -36,7 +36,15 @@ if _spec is not None:
     _become(_spec)
 else:
     from wherry.agent import user as _user
-    from wherry.agent.user import params, rank, report, world_size  # noqa: F401
+    from wherry.agent.user import (  # noqa: F401
+        checkpoint,
+        latest_checkpoint,
+        params,
+        rank,
+        report,
+        stopping,
+        world_size,
+    )
 
     __all__ = list(_user.__all__)
 

@@ -154,8 +154,9 @@ def changes(given: dict[str, Any]) -> dict[str, Any]:
         "tags": list(given["tags"]),
         "retry_on": list(given["retry_on"]),
         "fail_on": list(given["fail_on"]),
-        "workers": None if given["workers"] is None else _workers(given["workers"]),
     }
+    if given["workers"] is not None:
+        found["workers"] = _workers(given["workers"])
     return found | {key: value for key, value in tables.items() if value}
 
 

@@ -91,10 +91,10 @@ def _keep(run: Run) -> str:
 
 
 class Look:
-    """Looks into the ranks of one control plane."""
+    """Looks into the ranks of one control plane, by way of ``commands``."""
 
     def __init__(self, store: Store, commands: Commands) -> None:
-        self._store, self._commands = store, commands
+        self._store, self.commands = store, commands
 
     def rank(self, run: Run, *, number: int | None, rank: int | None) -> RankIdentity:
         """The incarnation that is meant. Raises as ``choose``."""
@@ -113,7 +113,7 @@ class Look:
 
     async def _stack(self, who: RankIdentity, native: bool) -> RankStack:
         try:
-            found = await self._commands.ask(who, "stack", {"native": native}, timeout=STACK)
+            found = await self.commands.ask(who, "stack", {"native": native}, timeout=STACK)
             return read_stack(who.rank, found)
         except RankUnreachable as error:
             problem = Problem(code=error.code, message=error.message, hint=error.hint)

@@ -24,7 +24,7 @@ from wherry.control.tokens import RankIdentity, Tokens
 from wherry.core import decide as d
 from wherry.core.admission import Ledger, need, threads
 from wherry.core.job import Amount
-from wherry.core.remarks import remarks
+from wherry.core.remarks import remarks, stall_limit
 from wherry.core.retry import LONGEST
 from wherry.core.roster import own_spec, roster
 from wherry.core.run import Attempt, AttemptId, Event, Observation, Run
@@ -174,7 +174,7 @@ class Reconciler:
             lease=lease,
             barrier_timeout=self.options.barrier_timeout,
             spool_limit=self.options.spool_limit,
-            stall=self._stall(run),
+            stall=stall_limit(spec, self.options.stall),
         )
 
     # --- the loop
@@ -227,7 +227,7 @@ class Reconciler:
     def _rests(self, run: Run) -> bool:
         """Whether its next attempt has to wait; a clock that was set back holds nobody up."""
         left = run.not_before - self.clock()
-        rests = 0 < left <= LONGEST
+        rests = 0 < left <= max(LONGEST, run.spec.backoff or 0.0, self.options.backoff)
         if rests:
             self._resting.add(run.id)
         else:
@@ -462,12 +462,6 @@ class Reconciler:
 
     def _grace(self, run: Run) -> float:
         return self.options.grace if run.spec.grace is None else run.spec.grace
-
-    def _stall(self, run: Run) -> float:
-        """Seconds without a sign of life; 0 where to wait for work is what a rank is for."""
-        if run.spec.stall is not None:
-            return run.spec.stall
-        return 0.0 if run.spec.call and run.spec.call.tasks else self.options.stall
 
     def _note(
         self, run: Run, kind: str, message: str, attempt: AttemptId, rank: int | None

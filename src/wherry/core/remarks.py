@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
+from wherry.core.job import JobSpec
 from wherry.core.run import Event, Run
 
 STALLED, MOVING, HELD = "stalled", "moving", "held"  # kinds of events that agents send
@@ -40,6 +41,13 @@ def remarks(run: Run, events: Iterable[Event], *, held: Collection[int] = ()) ->
         shows = "shows" if len(stalled) == 1 else "show"
         return f"{who} {shows} {_first(newest)}: wherry stack {run.id}"
     return ""
+
+
+def stall_limit(spec: JobSpec, default: float) -> float:
+    """Seconds without a sign of life; 0, never, where to wait for work is what a rank is for."""
+    if spec.stall is not None:
+        return spec.stall
+    return 0.0 if spec.call and spec.call.tasks else default
 
 
 def ranks_in_words(ranks: Sequence[int]) -> str:

@@ -47,7 +47,7 @@ from wherry.core.api import Prune, encode
 from wherry.core.ids import new_token
 from wherry.errors import Internal, InvalidInput, NotFound, WherryError
 from wherry.server.auth import Guard
-from wherry.server.routes import admin, agents, blobs, logs, look, runs, tasks
+from wherry.server.routes import admin, agents, blobs, checkpoints, logs, look, runs, tasks
 from wherry.server.services import Services
 from wherry.store.base import Store
 from wherry.store.sql import SCHEMA, SqlStore
@@ -93,7 +93,6 @@ class ControlPlane:
     ) -> None:
         self.url, self.keys = url, keys
         options = Options(settings.get)
-        commands = Commands()
         bus, live, tokens = Bus(), Live(lease=options.lease), Tokens(keys.secret)
         ingest = Ingest(store, live, lambda report: self.reconciler.changed(report))
         self.reconciler = Reconciler(
@@ -126,8 +125,7 @@ class ControlPlane:
             bus=bus,
             reconciler=self.reconciler,
             cleanup=_cleanup(home, store, blobs, use_cases, brokers),
-            commands=commands,
-            look=Look(store, commands),
+            look=Look(store, Commands()),
             bundled=lru_cache(64)(lambda bundle: entries(blobs, bundle)),
             home=home,
             owner=getpass.getuser(),
@@ -150,7 +148,7 @@ class ControlPlane:
 
     def leave(self) -> None:
         """Let nobody wait any longer: the process is about to end. On the event loop."""
-        self.services.commands.close()
+        self.services.look.commands.close()
         self.services.bus.close()
 
     def close(self) -> None:
@@ -186,7 +184,12 @@ def embedded(home: Path, *, url: str) -> ControlPlane:
     """
     zipped = package.build_zip()
     agent = package.unpack(zipped, home / "cache" / "agent")
-    backend = LocalBackend(home, agent=agent, server_file=str(home / "server.json"))
+    backend = LocalBackend(
+        home,
+        agent=agent,
+        server_file=str(home / "server.json"),
+        checkpoints_shared=settings.get("checkpoints") != "blobs",
+    )
     return ControlPlane(
         home=home,
         url=url,
@@ -231,12 +234,13 @@ def _routes(plane: ControlPlane) -> Litestar:
             admin.health,
             admin.router,
             agents.router,
+            checkpoints.router,
             blobs.router,
             runs.router,
             logs.router,
+            look.router,
             tasks.router,
             tasks.workers,
-            look.router,
         ],
         dependencies={"services": Provide(lambda: plane.services, sync_to_thread=False)},
         exception_handlers={

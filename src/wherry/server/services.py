@@ -14,7 +14,6 @@ from msgspec import Struct
 from wherry.blobs.base import Blobs
 from wherry.control.bus import Bus
 from wherry.control.cleanup import Cleanup
-from wherry.control.commands import Commands
 from wherry.control.live import Live
 from wherry.control.look import Look
 from wherry.control.reconcile import Reconciler
@@ -38,7 +37,6 @@ class Services(Struct, frozen=True, kw_only=True):
     bus: Bus
     reconciler: Reconciler
     cleanup: Cleanup
-    commands: Commands
     look: Look
     bundled: Callable[[str], frozenset[str]]  #: a bundle's digest → those of its files; cached
     home: Path

@@ -16,6 +16,7 @@ from typing import Literal, Protocol
 from msgspec import Struct
 
 from wherry.core.causes import Cause
+from wherry.core.checkpoint import KEPT, Checkpoint
 from wherry.core.run import Attempt, AttemptId, Event, File, Rank, Run, Series, Verdict
 from wherry.core.states import RankState, RunState
 
@@ -85,7 +86,7 @@ class Report(Struct, frozen=True, kw_only=True):
 
 
 class Store(Protocol):
-    """Rows, in eight groups."""
+    """Rows, in nine groups."""
 
     # --- the store itself
     def close(self) -> None:
@@ -308,13 +309,37 @@ class Store(Protocol):
         """Oldest first."""
         ...
 
+    # --- checkpoints
+    def keep_checkpoint(
+        self,
+        checkpoint: Checkpoint,
+        incarnation: int,
+        *,
+        gone: Sequence[str] = (),
+        most: int = KEPT,
+    ) -> None:
+        """
+        Store it in place of the one of its name, and forget what is older than the newest ``most``
+        complete ones of its run and member. To the program's own files (name "") those of the
+        checkpoint are added, and those at the paths ``gone`` are forgotten.
+
+        :raises StaleToken: as in ``arrive``.
+        """
+        ...
+
+    def checkpoints(self, run_id: str) -> list[Checkpoint]:
+        """By member, attempt, step and name."""
+        ...
+
     # --- cleaning
     def finished_before(self, time: float, limit: int = 1000) -> list[str]:
         """Ids of finished runs that ended before ``time``, oldest first."""
         ...
 
     def referenced_blobs(self) -> Iterable[str]:
-        """Digests that rows name directly: bundles, environments, calls, results, files."""
+        """
+        Digests that rows name directly: bundles, environments, calls, results, files, checkpoints.
+        """
         ...
 
     def prune_idempotency(self, before: float) -> int:

@@ -16,7 +16,7 @@ from wherry.errors import InvalidInput, SchemaTooNew
 from wherry.store.tables import metadata
 
 #: Every revision in ``migrations/versions``, oldest first.
-REVISIONS: tuple[str, ...] = ("0001", "0002")
+REVISIONS: tuple[str, ...] = ("0001", "0002", "0003")
 #: The revision of this version.
 SCHEMA: str = REVISIONS[-1]
 MIGRATIONS = Path(__file__).parent / "migrations"

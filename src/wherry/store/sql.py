@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
+from wherry.core.checkpoint import KEPT, Checkpoint
 from wherry.core.job import Scalar
 from wherry.core.run import Attempt, AttemptId, Event, File, Rank, Run, Series, Verdict
 from wherry.core.states import RankState, RunState
 from wherry.store.base import Chunk, ChunkKind, Exit, Report, RunFilter
 from wherry.store.engine import Database
-from wherry.store.queries import attempts, cleaning, groups, history, records, runs
+from wherry.store.queries import attempts, checkpoints, cleaning, groups, history, records, runs
 from wherry.store.queries import reports as reporting
 from wherry.store.schema import SCHEMA, prepare
 
@@ -233,6 +234,22 @@ class SqlStore:
     def events(self, run_id: str) -> list[Event]:
         with self._database.transaction() as connection:
             return history.of(connection, run_id)
+
+    # --- checkpoints
+    def keep_checkpoint(
+        self,
+        checkpoint: Checkpoint,
+        incarnation: int,
+        *,
+        gone: Sequence[str] = (),
+        most: int = KEPT,
+    ) -> None:
+        with self._database.transaction() as connection:
+            checkpoints.keep(connection, checkpoint, incarnation, gone, most)
+
+    def checkpoints(self, run_id: str) -> list[Checkpoint]:
+        with self._database.transaction() as connection:
+            return checkpoints.of(connection, run_id)
 
     # --- cleaning
     def finished_before(self, time: float, limit: int = 1000) -> list[str]:

@@ -29,6 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 
+from wherry.core.checkpoint import Kept
 from wherry.core.job import JobSpec
 from wherry.core.run import Verdict
 from wherry.core.states import RankState, RunState
@@ -249,6 +250,21 @@ files = Table(
     Column("size", BigInteger, nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("modified", Double, nullable=False),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    _run(),
+    Column("member", Integer, primary_key=True, autoincrement=False),
+    Column("name", Text, primary_key=True, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("step", BigInteger, nullable=False),
+    Column("shard", Integer),
+    Column("shards", Integer, nullable=False),
+    Column("created", Double, nullable=False),
+    Column("files", Data(tuple[Kept, ...]), nullable=False),
 )
 
 events = Table(

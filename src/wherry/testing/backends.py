@@ -33,6 +33,7 @@ from wherry.core.job import Code, Resources
 from wherry.core.run import AttemptId
 from wherry.errors import CapabilityMissing, WherryError
 from wherry.testing.leash import Leash
+from wherry.testing.replace import ReplaceContract
 from wherry.testing.sink import AgentSink
 from wherry.testing.stage import (
     DEAF,
@@ -40,7 +41,6 @@ from wherry.testing.stage import (
     Bench,
     frames_of,
     output_of,
-    renewed,
     secret,
     trace_of,
     what_others_see,
@@ -48,7 +48,7 @@ from wherry.testing.stage import (
 from wherry.testing.waiting import eventually
 
 
-class BackendContract:
+class BackendContract(ReplaceContract):
     """The promises. Each test is one."""
 
     # --- what a back end's author says
@@ -229,60 +229,6 @@ class BackendContract:
         # Without a limit of the kernel's, the agent looks now and then, and may be too late.
         expected = {("failed", "oom")} | (set() if enforced else {("succeeded", "")})
         assert (told["state"], told["cause"]) in expected
-
-    # --- one rank anew
-    def test_a_newer_incarnation_takes_the_place_of_one_rank_alone(self, bench: Bench) -> None:
-        backend = self._replacing(bench)
-        request = bench.request(workers=2, group="pool")
-        backend.launch(backend.plan(request))
-        spared, replaced = bench.leash.catch_all(2)
-        anew = bench.factory().plan(renewed(request, 1))
-        bench.factory().launch(anew)
-        assert replaced.gone()
-        successor = bench.leash.catch()
-        seen = bench.factory().observe(request.attempt)
-        assert [(r.rank, r.incarnation, r.phase) for r in seen.ranks] == [
-            (0, 1, "running"),
-            (1, 2, "running"),
-        ]
-        bench.factory().launch(anew)
-        assert not spared.gone(0.001) and not successor.gone(0.001)
-        for program in (spared, successor):
-            program.tell()
-        bench.ended(request.attempt)
-        assert bench.leash.started() == 3
-
-    def test_an_older_incarnation_does_not_come_back(self, bench: Bench) -> None:
-        backend = self._replacing(bench)
-        request = bench.request(workers=1, group="pool")
-        backend.launch(backend.plan(request))
-        bench.leash.catch()
-        backend.launch(backend.plan(renewed(request, 0)))
-        program = bench.leash.catch()
-        bench.factory().launch(bench.factory().plan(request))
-        (rank,) = bench.factory().observe(request.attempt).ranks
-        assert (rank.incarnation, rank.phase) == (2, "running")
-        assert not program.gone(0.001)
-
-    def test_nobody_is_replaced_in_an_attempt_that_is_stopped(self, bench: Bench) -> None:
-        backend = self._replacing(bench)
-        request = bench.request(workers=1, group="pool")
-        backend.launch(backend.plan(request))
-        bench.leash.catch()
-        backend.stop(request.attempt, 10.0)
-        bench.ended(request.attempt)
-        backend.launch(backend.plan(renewed(request, 0)))
-        assert bench.phases(request.attempt) == ["ended"]
-        assert bench.strays() == 0
-
-    def _replacing(self, bench: Bench) -> Backend:
-        """The back end, where it can replace a rank; else it refuses what needs that."""
-        backend = bench.factory()
-        if Capability.REPLACE not in backend.capabilities:
-            with pytest.raises(CapabilityMissing):
-                backend.plan(bench.request(workers=2, group="pool"))
-            pytest.skip("this back end declares that it cannot replace a rank")
-        return backend
 
     # --- what outlives what
     def test_runs_outlive_the_object(self, bench: Bench) -> None:

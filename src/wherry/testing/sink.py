@@ -58,6 +58,7 @@ class AgentSink:
         self.received = 0  #: bytes of reports stored
         self.requests = 0  #: requests of any kind
         self.blobs: dict[str, bytes] = {}
+        self.checkpoints: list[dict[str, Any]] = []  #: as they were sent, of any attempt
         self.hellos: dict[tuple[str, int], dict[str, Any]] = {}
         self.acked: dict[tuple[str, int], int] = defaultdict(int)
         self._frames: dict[tuple[str, int], list[Frame]] = defaultdict(list)
@@ -209,6 +210,19 @@ class AgentSink:
         stop = member.attempt in self._stopping
         return 200, _json({"acked": acked, "stop": stop, "round": 0})
 
+    def checkpoint(self, sent: dict[str, Any]) -> tuple[int, bytes]:
+        """POST /checkpoints."""
+        if any(file["digest"] not in self.blobs for file in sent["files"]):
+            return 409, _error("conflict", "blobs are missing")
+        self.checkpoints.append(sent)
+        return 204, b""
+
+    def newest(self) -> tuple[int, bytes]:
+        """GET /checkpoints: the last sent of a name, and the last of the program's own files."""
+        own = [sent for sent in self.checkpoints if not sent["name"]]
+        named = [sent for sent in self.checkpoints if sent["name"]]
+        return 200, _json({"parts": [*named[-1:], *own[-1:]]})
+
     def notify(self) -> None:
         """Wake those who wait: something was heard."""
         with self._changed:
@@ -287,6 +301,8 @@ class _Handler(BaseHTTPRequestHandler):
             return sink.reports(member, body)
         if call == ("POST", "/blobs/fetch"):
             return _pack(sink, json.loads(body)["digests"])
+        if url.path == "/agent/v1/checkpoints":
+            return sink.checkpoint(json.loads(body)) if body else sink.newest()
         digest = url.path.rpartition("/")[2]
         if self.command == "GET" and digest in sink.blobs:
             return 200, sink.blobs[digest]

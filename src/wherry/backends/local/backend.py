@@ -55,7 +55,7 @@ class LocalBackend:
     ``agent``: the unpacked agent's ``__main__.py`` (see ``agent.package``). ``python``: what it
     runs on. ``server_file``: the file that says where a restarted control plane listens.
     ``margin``: seconds after its grace in which an agent that was told to stop may kill its
-    program itself.
+    program itself. ``checkpoints_shared``: False: they travel as they do without a shared folder.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class LocalBackend:
         python: str = sys.executable,
         server_file: str = "",
         margin: float = 2.0,
+        checkpoints_shared: bool = True,
     ) -> None:
         self._home = home
         self._attempts = home / "attempts"
@@ -73,6 +74,7 @@ class LocalBackend:
         self._python = python
         self._server_file = server_file
         self._margin = margin
+        self._checkpoints_shared = checkpoints_shared
         self._uv = machine.uv()
         self._py_spy = machine.py_spy()
         self._cgroups = Cgroups.detect()
@@ -122,7 +124,12 @@ class LocalBackend:
             "dir": str(folder),
             "shared_dir": str(shared),
             "cache": str(self._home / "cache"),
-            "checkpoints": str(self._home / "checkpoints" / attempt.run),
+            "checkpoints": str(
+                self._home / "checkpoints" / attempt.run
+                if self._checkpoints_shared
+                else shared / "checkpoints"
+            ),
+            "checkpoints_shared": self._checkpoints_shared,
             "threads": member.threads,
             "attach": request.attach,
             "uv": self._uv,

@@ -43,9 +43,13 @@ def metrics(spec: JobSpec) -> Iterator[Finding]:
 
 def program(project: Project, spec: JobSpec, *, here: bool) -> Iterator[Finding]:
     """A program that is nowhere to be found. ``here``: the run is on this machine."""
-    name = project.entry.program
-    if not name or not here or spec.environment.kind != "active":
+    if not here or spec.environment.kind != "active":
         return
+    for name in dict.fromkeys(entry.program for entry in project.entries if entry.program):
+        yield from _program(project, spec, name)
+
+
+def _program(project: Project, spec: JobSpec, name: str) -> Iterator[Finding]:
     if "/" in name:
         path = project.folder / name
         if path.exists() and not os.access(path, os.X_OK):

@@ -92,7 +92,7 @@ def check(project: Project, packages: Packages, env: Mapping[str, str]) -> Itera
         absent = dict.fromkeys(unknown - there, "sure")
     changes = any(scan.changes_path for scan in project.scans.values())
     # Other programs, such as pytest, have an import path of their own.
-    changes = changes or project.entry.program not in ("", *LAUNCHERS)
+    changes = changes or any(e.program not in ("", *LAUNCHERS) for e in project.entries)
     for file, one in wanted:
         certainty = absent.get(one.top, "")
         if certainty and not (certainty == "unsure" and one.when == "later"):

@@ -36,7 +36,7 @@ class Project:
 
     root: Path
     folder: Path  #: where the run works
-    entry: Entry
+    entries: tuple[Entry, ...]  #: one for each command; roles may have their own
     path: tuple[Path, ...]  #: folders of the project that Python imports from
     travels: frozenset[str] | None  #: what the bundle has; None: the run works in the folder itself
     left_out: dict[str, str] = field(default_factory=dict)  #: path → why
@@ -65,9 +65,12 @@ def project_of(prepared: Prepared) -> Project | None:
     if captured is None or draft is None:
         return None
     folder = (captured.root / spec.code.workdir).resolve()
-    entry = Entry(file=draft.function.file) if draft.function else _entry(spec.command, folder)
-    first = entry.file.parent if entry.file and not draft.function else folder
-    roots = [first]
+    commands = [spec.command, *(role.command for role in spec.roles.values())]
+    entries = [_entry(command, folder) for command in dict.fromkeys(commands) if command]
+    scripts = [entry.file.parent for entry in entries if entry.file]
+    if draft.function:
+        entries, scripts = [Entry(file=draft.function.file)], []
+    roots = scripts or [folder]
     roots += [folder / p for p in spec.env.get("PYTHONPATH", "").split(os.pathsep) if p]
     if spec.environment.kind == "built":
         roots.append(captured.root / "src")
@@ -76,7 +79,7 @@ def project_of(prepared: Prepared) -> Project | None:
     return Project(
         root=captured.root,
         folder=folder,
-        entry=entry,
+        entries=tuple(entries),
         path=tuple(dict.fromkeys(r.resolve() for r in roots if r.is_dir())),
         travels=travels,
         left_out={left.path: left.why for left in captured.manifest.left_out},
@@ -110,15 +113,17 @@ def read(project: Project, version: tuple[int, int]) -> None:
     :param version: of the Python that will run it.
     """
     todo: list[Path] = []
-    entry = project.entry
-    if entry.file is not None:
-        todo.append(entry.file)
-    elif entry.module:
-        found = list(_local(project, entry.module))
-        main = [f.parent / "__main__.py" for f in found[-1:] if f.name == "__init__.py"]
-        todo += [*found, *(f for f in main if f.is_file())]
-        if not found:
-            project.missing.append((project.folder, Import(entry.module, 0, "always")))
+    for entry in project.entries:
+        if entry.file is not None and entry.file.suffix in (".py", "") and not entry.file.is_file():
+            project.findings.append(_no_script(project, entry.file))
+        elif entry.file is not None:
+            todo.append(entry.file)
+        elif entry.module:
+            found = list(_local(project, entry.module))
+            main = [f.parent / "__main__.py" for f in found[-1:] if f.name == "__init__.py"]
+            todo += [*found, *(f for f in main if f.is_file())]
+            if not found:
+                project.missing.append((project.folder, Import(entry.module, 0, "always")))
     while todo and len(project.scans) < _MOST_FILES:
         file = todo.pop().resolve()
         if file in project.scans or file.suffix not in (".py", "") or not file.is_file():
@@ -127,6 +132,16 @@ def read(project: Project, version: tuple[int, int]) -> None:
         project.scans[file] = seen
         for wanted in seen.imports:
             todo += _follow(project, file, wanted)
+
+
+def _no_script(project: Project, file: Path) -> Finding:
+    """The script of a role; that of the job itself is looked for before anything else."""
+    return Finding(
+        level="error",
+        code="entry-point",
+        message=f"there is no file {project.name(file)}",
+        hint="the command of a role is relative to the folder that the run works in",
+    )
 
 
 def _parse(project: Project, file: Path, version: tuple[int, int]) -> Scan:

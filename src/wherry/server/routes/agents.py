@@ -225,6 +225,9 @@ def _allow(services: Services, who: RankIdentity, digests: list[str]) -> None:
     }
     if spec.code.bundle:
         allowed |= services.bundled(spec.code.bundle)
+    if not allowed.issuperset(digests):
+        sent = services.store.checkpoints(who.attempt.run)
+        allowed |= {file.digest for one in sent for file in one.files}
     if spec.call and spec.call.tasks:
         allowed |= services.tasks.granted(who.attempt.run)
     for digest in digests:
@@ -258,7 +261,7 @@ async def commands(
     """What is asked of this rank; after ``wait`` seconds nothing."""
     who = identity(request)
     await asyncio.to_thread(still_current, services, who)
-    return {"commands": await services.commands.waiting(who, after=after, wait=wait)}
+    return {"commands": await services.look.commands.waiting(who, after=after, wait=wait)}
 
 
 @post("/commands/{id:str}", status_code=HTTP_204_NO_CONTENT)
@@ -269,13 +272,13 @@ async def answer(
     services: Wired,
 ) -> None:
     """What came of it."""
-    services.commands.answer(identity(request), id, data)
+    services.look.commands.answer(identity(request), id, data)
 
 
 @get("/channels/{id:str}")
 async def take(request: Request[Any, Any, Any], id: FromPath[str], services: Wired) -> Stream:
     """Take up a channel: what the person at its other end sends."""
-    channel = services.commands.channel(id, identity(request))
+    channel = services.look.commands.channel(id, identity(request))
     channel.take()
     body = outgoing(channel.to_rank, channel)
     return Stream(body, media_type="application/octet-stream")
@@ -284,7 +287,7 @@ async def take(request: Request[Any, Any, Any], id: FromPath[str], services: Wir
 @post("/channels/{id:str}", status_code=HTTP_204_NO_CONTENT, request_max_body_size=None)
 async def send(request: Request[Any, Any, Any], id: FromPath[str], services: Wired) -> None:
     """What the program beside the rank's writes."""
-    await fill(request, services.commands.channel(id, identity(request)).to_person)
+    await fill(request, services.look.commands.channel(id, identity(request)).to_person)
 
 
 router = Router(

@@ -33,7 +33,7 @@ async def exec_(ref: FromPath[str], data: JSONBody[Exec], services: Wired) -> St
 
     run = await asyncio.to_thread(_find, services, ref)
     who = await asyncio.to_thread(services.look.rank, run, number=data.attempt, rank=data.rank)
-    channel = await services.commands.open(who)
+    channel = await services.look.commands.open(who)
     headers = {"wherry-channel": channel.id, "wherry-rank": str(who.rank)}
     body = outgoing(channel.to_person, channel)
     return Stream(body, media_type=FRAMES, headers=headers, status_code=HTTP_200_OK)
@@ -42,7 +42,7 @@ async def exec_(ref: FromPath[str], data: JSONBody[Exec], services: Wired) -> St
 @post("/channels/{id:str}", status_code=HTTP_204_NO_CONTENT, request_max_body_size=None)
 async def send(request: Request[Any, Any, Any], id: FromPath[str], services: Wired) -> None:
     """What a person sends to the program."""
-    await fill(request, services.commands.channel(id).to_rank)
+    await fill(request, services.look.commands.channel(id).to_rank)
 
 
 async def fill(request: Request[Any, Any, Any], pipe: Pipe) -> None:

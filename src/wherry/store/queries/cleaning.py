@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, delete, select, union
 
+from wherry.store.queries import checkpoints
 from wherry.store.tables import files, idempotency, ranks, uses
 
 
@@ -16,7 +17,7 @@ def referenced_blobs(connection: Connection) -> list[str]:
         select(ranks.c.result).where(ranks.c.result != ""),
         select(files.c.digest),
     )
-    return list(connection.scalars(named))
+    return sorted({*connection.scalars(named), *checkpoints.digests(connection)})
 
 
 def prune_idempotency(connection: Connection, before: float) -> int:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import pytest
 
 from wherry.store.base import Store
+from wherry.testing.stores.checkpoints import CheckpointContract
 from wherry.testing.stores.data import OpenStore
 from wherry.testing.stores.groups import GroupContract
 from wherry.testing.stores.ranks import RankContract
@@ -26,7 +27,7 @@ from wherry.testing.stores.runs import RunContract
 __all__ = ["OpenStore", "StoreContract"]
 
 
-class StoreContract(RunContract, RankContract, GroupContract, ReportContract):
+class StoreContract(RunContract, RankContract, GroupContract, ReportContract, CheckpointContract):
     """Every promise. Override ``open_store``."""
 
     @pytest.fixture
