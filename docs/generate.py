@@ -92,7 +92,7 @@ timeout: 2h
 ```
 
 `command` may be one line or a list of words; `memory` bytes or `4Gi`; a time (`timeout`, `grace`,
-`backoff`, `hold`, `stall`) seconds or `1h30m`; a metric its pattern alone. The
+`backoff`, `hold`, `stall`, `lease`) seconds or `1h30m`; a metric its pattern alone. The
 [JSON schema](job.schema.json) of all this, for editors, is also at `/api/v1/schemas/job`. What
 Wherry fills in by itself (`code`, `environment`, `call`,
 `spec_version`) is described in the classes of `wherry.core.job`.
@@ -113,7 +113,8 @@ JOB_FIELDS = {
     "resources": "what one rank needs: see below",
     "env": "environment variables",
     "params": "parameters to record, beside those read from the command line",
-    "metrics": "how to read metrics from output: a regular expression, its first group the number",
+    "metrics": "how to read metrics from output: a regular expression, its first group the number; "
+    "`sample`, a line that it must match, is tried before the run",
     "restarts": "new attempts (in a pool: of each rank) after faults of machines",
     "retry_on": "what else is tried again: exit statuses `75`, `64-78`, signals `SIGSEGV`, causes "
     "`oom`, `any`",
@@ -123,6 +124,8 @@ JOB_FIELDS = {
     "grace": "between SIGTERM and SIGKILL when the run is stopped",
     "hold": "how long the folder of a rank that failed is kept, with its agent",
     "stall": "silence after which the run is marked as stalled; 0: never",
+    "lease": "silence after which a rank is lost; by default the control plane's",
+    "faults": "what a rehearsal injects: `wherry rehearse` writes them",
     "priority": "larger goes first",
     "tags": "to find it by",
     "note": "free text",

@@ -26,10 +26,14 @@ if TYPE_CHECKING:
     from wherry.errors import WherryError
     from wherry.sdk.client import Client
     from wherry.sdk.connect import connect
+    from wherry.sdk.executor import Executor
+    from wherry.sdk.map import map  # noqa: A004
+    from wherry.sdk.rehearse import rehearse
     from wherry.sdk.runs import Run, run
 
 __all__ = [
     "Client",
+    "Executor",
     "JobSpec",
     "Run",
     "WherryError",
@@ -37,9 +41,11 @@ __all__ = [
     "checkpoint_dir",
     "connect",
     "errors",
+    "map",
     "output_dir",
     "params",
     "rank",
+    "rehearse",
     "report",
     "run",
     "world_size",
@@ -47,14 +53,17 @@ __all__ = [
 
 _HOME = {
     "Client": "wherry.sdk.client",
+    "Executor": "wherry.sdk.executor",
     "JobSpec": "wherry.core.job",
     "Run": "wherry.sdk.runs",
     "WherryError": "wherry.errors",
     "checkpoint_dir": "wherry.agent.user",
     "connect": "wherry.sdk.connect",
+    "map": "wherry.sdk.map",
     "output_dir": "wherry.agent.user",
     "params": "wherry.agent.user",
     "rank": "wherry.agent.user",
+    "rehearse": "wherry.sdk.rehearse",
     "report": "wherry.agent.user",
     "run": "wherry.sdk.runs",
     "world_size": "wherry.agent.user",

@@ -9,6 +9,7 @@ Every error that Wherry raises on purpose, in one tree.
     │   ├── UnknownKey                           a misspelt key, with the right one
     │   ├── ScriptNotFound                       the script or module is not there
     │   ├── UnsatisfiableResources               more than the back end will ever have
+    │   ├── Preflight                            what would go wrong in the run, found before it
     │   ├── UnsafePath                           a path that leaves its folder
     │   ├── NestedSubmit                         a rank that submits while it is imported
     │   └── NotPicklable                         a function, argument or result
@@ -31,6 +32,7 @@ Every error that Wherry raises on purpose, in one tree.
     │   └── StorageFull                          no space left
     ├── SchemaTooNew               500  exit 6   the database is from a newer Wherry
     ├── RunFailed                       exit 1   ``Run.result()`` of a run that did not succeed
+    │   └── WorkerLost                           a task of ``wherry.map`` whose workers died
     ├── WaitTimeout                     exit 7
     └── Internal                   500  exit 70  a defect of Wherry
 
@@ -95,6 +97,12 @@ class UnsatisfiableResources(InvalidInput):
     """No machine of this back end will ever have what the job asks for."""
 
     code = "unsatisfiable-resources"
+
+
+class Preflight(InvalidInput):
+    """The run would fail: pre-flight says why, all at once."""
+
+    code = "preflight"
 
 
 class UnsafePath(InvalidInput):
@@ -239,6 +247,12 @@ class RunFailed(WherryError):
     """The run did not succeed."""
 
     code, http_status, exit_status = "run-failed", 409, 1
+
+
+class WorkerLost(RunFailed):
+    """A task killed its workers."""
+
+    code = "worker-lost"
 
 
 class WaitTimeout(WherryError):

@@ -23,6 +23,9 @@ class Setting:
     default: Any
     unit: str
     help: str
+    least: float = 0.0  #: of a number
+    most: float = float("inf")
+    choices: tuple[str, ...] = ()  #: of a word; in any case
 
     @property
     def variable(self) -> str:
@@ -33,10 +36,23 @@ class Setting:
 SETTINGS: tuple[Setting, ...] = (
     Setting("home", "~/.wherry", "folder", "where the embedded control plane keeps its state"),
     Setting("host", "127.0.0.1", "address", "where the control plane listens; loopback only"),
-    Setting("port", 0, "port", "0: a free one, the same again after a restart where possible"),
+    Setting(
+        "port",
+        0,
+        "port",
+        "0: a free one, the same again after a restart where possible",
+        most=65535,
+    ),
     Setting("context", "", "name", "the control plane to talk to; empty: the one of this machine"),
-    Setting("log_level", "info", "level", "how much the control plane writes to server.log"),
-    Setting("heartbeat", 5.0, "seconds", "how often an agent says that it is alive"),
+    Setting(
+        "log_level",
+        "info",
+        "level",
+        "how much the control plane writes to server.log",
+        choices=("debug", "info", "warning", "error", "critical"),
+    ),
+    Setting("driver_lease", 60.0, "seconds", "a map whose driver is silent for so long is stopped"),
+    Setting("heartbeat", 5.0, "seconds", "how often an agent says that it is alive", least=0.01),
     Setting("lease", 10.0, "seconds", "silence after which a rank is lost: two heartbeats"),
     Setting("backoff", 1.0, "seconds", "before the first retry; doubled with each, up to 300"),
     Setting("elastic_settle", 3.0, "seconds", "how long an elastic group waits for one more"),
@@ -66,14 +82,52 @@ def get(name: str) -> Any:
         return setting.default
     kind = type(setting.default)
     try:
-        return kind(raw)
-    except ValueError:
+        value = kind(raw)
+        if kind in (int, float) and not setting.least <= value <= setting.most:
+            raise ValueError
+        if setting.choices and value.lower() not in setting.choices:
+            raise ValueError
+        return value
+    except (ValueError, OverflowError):
         raise InvalidInput(
             f"{setting.variable}={raw!r} is not a value in {setting.unit}",
-            hint=f"{setting.help}; the default is {setting.default!r}",
+            hint=f"{setting.help}; {_range(setting)}the default is {setting.default!r}",
         ) from None
+
+
+def _range(setting: Setting) -> str:
+    if setting.choices:
+        return f"one of {', '.join(setting.choices)}; "
+    if not isinstance(setting.default, int | float):
+        return ""
+    return f"from {setting.least:g}" + (f" to {setting.most:g}; " if setting.most < 1e9 else "; ")
+
+
+def check() -> None:
+    """:raises InvalidInput: for the first setting in the environment that has no such value."""
+    for setting in SETTINGS:
+        get(setting.name)
 
 
 def home() -> Path:
     """The home of the embedded control plane, absolute. It need not exist."""
     return Path(str(get("home"))).expanduser().absolute()
+
+
+def make_home(folder: Path) -> None:
+    """
+    Make the folder, private to this person, where it is not there.
+
+    :raises InvalidInput: where it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return
+        why = "it cannot be written to"
+    except OSError as error:
+        why = error.strerror or str(error)
+    raise InvalidInput(
+        f"the home {str(folder)!r} cannot be used: {why}",
+        hint="set WHERRY_HOME to a folder of your own, or unset it: then it is ~/.wherry",
+    )

@@ -109,6 +109,7 @@ class Rank:
             "lease": 30.0,
             "barrier_timeout": 10.0,
             "spool_limit": 2**30,
+            "network": {},
             "limits": {"memory": None, "cgroup": []},
             **over,
         }

@@ -107,3 +107,14 @@ def test_what_is_used_is_the_sum_of_what_is_charged(steps: list[tuple[str, int, 
             wanted.pop(name, None)
         assert abs(ledger.used.cpu - sum(charged.values())) < 1e-6
         assert ledger.used.cpu <= MACHINE.cpu + 1e-6
+
+
+def test_one_is_counted_in_the_singular_and_nothing_is_offered_that_is_not_there() -> None:
+    ledger = Ledger(MACHINE)
+    ledger.charge("a", Amount(cpu=MACHINE.cpu - 0.268555, gpu=1))
+    ledger.wait("b", Amount(cpu=1.0, gpu=1))
+    reason = ledger.reason("b")
+    assert "needs 1 core, 0.269 of 4 free" in reason and "needs 1 GPU, 0 of 1 free" in reason
+    with pytest.raises(UnsatisfiableResources) as caught:
+        check(spec(cpu=64.0), MACHINE)
+    assert "--on" not in caught.value.hint and "wherry status" in caught.value.hint

@@ -30,13 +30,8 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def used(folder: Path, *, times: int = 1) -> list[dict[str, float]]:
-    """What so many looks found."""
-    folder.mkdir(exist_ok=True)
-    usage = Usage(Journal(str(folder), 2**20), {"memory": None, "cgroup": []}, 0)
-    for _ in range(times):
-        usage.poll()
-        usage._gpu_due = 0.0  # as if the time had come
+def points(folder: Path) -> list[dict[str, float]]:
+    """What is in the journal."""
     data = b"".join(read_folder(folder))
     frames = [bytes(p) for kind, _, _, p in protocol.iter_frames(data) if kind == protocol.USAGE]
     return [
@@ -45,11 +40,21 @@ def used(folder: Path, *, times: int = 1) -> list[dict[str, float]]:
     ]
 
 
+def used(folder: Path, *, times: int = 1) -> list[dict[str, float]]:
+    """What so many looks found."""
+    folder.mkdir(exist_ok=True)
+    usage = Usage(Journal(str(folder), 2**20), {"memory": None, "cgroup": []}, 0)
+    for _ in range(times):
+        usage.poll()
+        usage._gpu_due = 0.0  # as if the time had come
+    return points(folder)
+
+
 def test_the_use_of_every_gpu_is_recorded(tmp_path: Path, fakes: Path) -> None:
     program(fakes, "nvidia-smi", "echo '0, 75, 1024'; echo '1, 0, 3'")
-    (points,) = used(tmp_path / "rank")
-    assert points["gpu0.utilization"] == 0.75 and points["gpu1.utilization"] == 0.0
-    assert points["gpu0.memory"] == 2**30 and points["gpu1.memory"] == 3 * 2**20
+    (found,) = used(tmp_path / "rank")
+    assert found["gpu0.utilization"] == 0.75 and found["gpu1.utilization"] == 0.0
+    assert found["gpu0.memory"] == 2**30 and found["gpu1.memory"] == 3 * 2**20
 
 
 @pytest.mark.parametrize("answer", ["echo '0, [N/A], 3'", "exit 9", "echo no devices were found"])
@@ -57,9 +62,22 @@ def test_a_gpu_that_does_not_say_costs_no_other_point(
     tmp_path: Path, fakes: Path, answer: str
 ) -> None:
     program(fakes, "nvidia-smi", answer)
-    points = used(tmp_path / "rank", times=2)
-    assert all({"cpu", "memory"} <= set(point) for point in points) and len(points) == 2
-    assert not any(name.startswith("gpu") for point in points for name in point)
+    found = used(tmp_path / "rank", times=2)
+    assert all({"cpu", "memory"} <= set(point) for point in found) and len(found) == 2
+    assert not any(name.startswith("gpu") for point in found for name in point)
+
+
+def test_a_program_that_is_too_short_to_be_looked_at_has_its_use_recorded(tmp_path: Path) -> None:
+    folder = tmp_path / "rank"
+    folder.mkdir()
+    usage = Usage(Journal(str(folder), 2**20), {"memory": None, "cgroup": []}, 0)
+    subprocess.run([sys.executable, "-c", "sum(range(10**6)); b = b'x' * 2**28"], check=True)
+    usage.finish()
+    (found,) = points(folder)
+    assert found["cpu"] > 0 and found["memory"] >= 2**28
+    usage.poll()
+    usage.finish()
+    assert len(points(folder)) == 2
 
 
 @pytest.fixture

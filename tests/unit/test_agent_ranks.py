@@ -202,7 +202,7 @@ def test_a_file_that_was_left_out_is_named_with_the_way_to_send_it(
     rank = Rank(tmp_path, sink)
     rank.config["spec"]["code"] = {"bundle": digest}
     end = rank.run()
-    assert end["cause"] == "exit" and end["exit_code"] == 1
+    assert end["cause"] == "exception" and end["exit_code"] == 1
     message, _, hint = end["message"].partition("\nhint: ")
     assert "'data/train.csv' is not in the bundle's copy" in message
     assert "'data' was left out of the bundle: ignored by .gitignore" in message

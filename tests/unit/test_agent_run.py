@@ -71,7 +71,7 @@ def test_exit_status_signal_and_last_lines_are_told_apart(every: Rank) -> None:
 def test_a_signal_is_no_exit_status(rank: Rank) -> None:
     end = rank.run("import os; os.kill(os.getpid(), 9)")
     assert (end["exit_code"], end["signal"], end["cause"]) == (None, signal.SIGKILL, "signal")
-    assert end["message"] == "killed by SIGKILL"
+    assert end["message"].startswith("killed by SIGKILL\nhint: ")
 
 
 def test_import_wherry_works_without_installation(every: Rank) -> None:
@@ -241,7 +241,7 @@ def test_an_exception_comes_back_with_its_traceback(every: Rank) -> None:
     end, result = call(every, ("mine:no", ("way",), {}))
     assert (end["cause"], end["message"], end["exit_code"]) == (
         "exception",
-        "ValueError: no way",
+        "ValueError: no way, at mine.py:2",
         1,
     )
     assert "ValueError: no way" in end["last_lines"]

@@ -160,12 +160,12 @@ DATA: dict[str, tuple[str, ...]] = {
     "get": ("r1",), "stop": ("r1",), "retry": ("r1",), "rm": ("r1",), "up": (), "down": (),
     "status": (), "prune": (), "backup": ("b.tar",), "version": (), "context list": (),
     "context add": ("there", "http://there:1"), "context use": ("local",),
-    "context check": ("local",),
+    "context check": ("local",), "explain": ("r1",),
 }  # fmt: skip
 
 
 def test_every_command_is_tried_here() -> None:
-    elsewhere = {"run", "restore", "completion", "context"}
+    elsewhere = {"run", "check", "restore", "completion", "context"}
     assert {name.split()[0] for name in DATA} | elsewhere == {
         name for rows in COMMANDS.values() for name in rows
     }
@@ -180,7 +180,17 @@ def test_json_is_one_document_and_nothing_else_is_on_stdout(
     assert status == 0
     document = json.loads(out)
     assert isinstance(document, list | dict) and "secret" not in out
-    many = name in ("ps", "logs", "metrics", "files", "get", "stop", "rm", "context list")
+    many = name in (
+        "ps",
+        "explain",
+        "logs",
+        "metrics",
+        "files",
+        "get",
+        "stop",
+        "rm",
+        "context list",
+    )
     assert isinstance(document, list) is many
 
 
@@ -258,6 +268,7 @@ def test_an_error_has_a_hint_and_its_exit_status(call: Call) -> None:
         (("logs", "r1", "--invert"), "wherry logs --help"),
         (("prune", "--older-than", "soon"), "1h30m"),
         (("restore", "nosuch.tar"), "wherry backup"),
+        (("metrics", "r1", "lss"), "did you mean 'loss'"),
         (("context", "use", "nosuch"), "local"),
     ],
 )
@@ -412,6 +423,8 @@ def test_files_of_several_ranks_do_not_collide() -> None:
         (RunState.FAILED, None, Verdict(signal=9), 137),
         (RunState.FAILED, -15, None, 143),
         (RunState.LOST, None, Verdict(cause="lease"), 1),
+        (RunState.FAILED, None, Verdict(cause="start", message="No such file"), 127),
+        (RunState.FAILED, None, Verdict(cause="start", message="Permission denied"), 126),
         (RunState.STOPPED, 0, None, 1),
     ],
 )

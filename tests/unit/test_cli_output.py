@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from tests.unit.test_cli_commands import RUN, Call, FakeClient, call, client
-from wherry.cli import main, output, words
+from wherry.cli import main, output, server, words
 from wherry.cli.colour import visible
 from wherry.core.run import Run, Verdict
 
@@ -76,3 +77,15 @@ def test_a_narrow_terminal_costs_words_and_never_an_id_or_a_state(
         assert cells[0] == run.id and "failed" in cells and "2 h ago  1m 00s" in line, line
     if width == 80:
         assert all(len(line.rstrip()) <= width for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("amount", "words"),
+    [
+        ({"cpu": 0.731445, "memory": 0}, "0.73 cores  0B"),
+        ({"cpu": 1.0, "memory": 0, "gpu": 1}, "1 core  0B  1 GPU"),
+        ({"cpu": 10.0, "memory": 0, "gpu": 2}, "10 cores  0B  2 GPUs"),
+    ],
+)
+def test_what_is_free_is_counted_as_one_speaks(amount: dict[str, Any], words: str) -> None:
+    assert server._amount(amount) == words

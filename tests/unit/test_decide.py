@@ -198,3 +198,66 @@ def test_a_stopped_run_that_had_succeeded_on_every_rank_has_succeeded() -> None:
     )
     _, outcome = d.decide(facts)
     assert isinstance(outcome, d.Finish) and outcome.state is RunState.SUCCEEDED
+
+
+# --- symptoms and what they are symptoms of
+
+
+def verdict_on(*ranks: Rank, **fields: Any) -> Verdict:
+    facts = d.Facts(run=run(), attempt=attempt(*ranks, **{"stopping": "x", **fields}))
+    outcome = d.decide(facts)[-1]
+    found = outcome.verdict if isinstance(outcome, d.Finish | d.TryAgain) else None
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("cause", ["peer", "collective", "rendezvous"])
+def test_a_symptom_never_stands_for_the_run_where_a_rank_failed_by_itself(cause: str) -> None:
+    noticed = rank(0, F, ended=5.0, cause=cause, message="Connection closed by peer")
+    failed = rank(1, F, ended=7.0, cause="exception", message="ValueError: bad")
+    assert verdict_on(noticed, failed).message == "rank 1: ValueError: bad"
+
+
+def test_of_symptoms_the_nearest_to_the_reason_counts() -> None:
+    timed_out = rank(1, F, ended=7.0, cause="collective", message="recv timed out")
+    dropped = rank(0, F, ended=5.0, cause="peer", message="closed by peer")
+    assert verdict_on(dropped, timed_out).rank == 1
+
+
+def test_a_rank_that_left_early_is_named_by_the_symptom_of_its_leaving() -> None:
+    left = rank(1, S, ended=4.0)
+    noticed = rank(0, F, ended=5.0, cause="peer", message="closed by peer")
+    assert verdict_on(noticed, left).message.endswith("; rank 1 had left, with status 0")
+
+
+def test_ranks_that_never_came_to_the_rendezvous_are_named() -> None:
+    waited = [rank(n, F, ended=5.0, cause="rendezvous", message="timed out") for n in (0, 2)]
+    there = rank(1, X, ended=6.0, cause="stopped")
+    assert (
+        "; missing: rank 1, which had not joined" in verdict_on(waited[0], there, waited[1]).message
+    )
+    names = rank(0, F, ended=5.0, cause="rendezvous", message="1 of 2 arrived; missing: rank 1")
+    assert verdict_on(names, there).message == "rank 0: 1 of 2 arrived; missing: rank 1"
+
+
+def test_others_may_tell_of_the_same_time_out_before_they_are_stopped() -> None:
+    waited = rank(0, F, ended=50.0, cause="rendezvous")
+    facts = d.Facts(run=run(), attempt=attempt(waited, rank(1, R)), now=50.5)
+    assert d.decide(facts) == []
+    assert d.decide(structs.replace(facts, now=53.0)) == [d.StopAttempt("rank 0 failed")]
+    ahead = structs.replace(facts, now=10.0)  # its clock is not ours
+    assert d.decide(ahead) == [d.StopAttempt("rank 0 failed")]
+
+
+def test_a_machine_whose_loss_a_peer_noticed_first_is_lost_and_tried_again() -> None:
+    noticed = rank(0, F, ended=5.0, cause="peer", message="closed by peer")
+    facts = d.Facts(
+        run=run(),
+        attempt=attempt(noticed, rank(1, R), stopping="rank 0 failed"),
+        observation=saw("ended", "absent"),
+        drained=frozenset({1}),
+    )
+    (end,) = d.decide(facts)
+    assert isinstance(end, d.EndRank) and (end.rank, end.state, end.cause) == (1, L, "agent-lost")
+    lost = attempt(noticed, rank(1, L, ended=6.0, cause="agent-lost"), stopping="rank 0 failed")
+    assert isinstance(d.decide(d.Facts(run=run(), attempt=lost))[-1], d.TryAgain)

@@ -11,8 +11,9 @@ import pytest
 import wherry
 
 NAMES = [
-    "Client", "JobSpec", "Run", "WherryError", "__version__", "checkpoint_dir", "connect", "errors",
-    "output_dir", "params", "rank", "report", "run", "world_size",
+    "Client", "Executor", "JobSpec", "Run", "WherryError", "__version__", "checkpoint_dir",
+    "connect", "errors", "map", "output_dir", "params", "rank", "rehearse", "report", "run",
+    "world_size",
 ]  # fmt: skip
 
 

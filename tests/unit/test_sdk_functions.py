@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import io
 import json
 import pickle
 import sys
@@ -19,7 +20,14 @@ from wherry.agent import call
 from wherry.core.bundle import Entry, Manifest
 from wherry.core.job import Environment
 from wherry.errors import InvalidInput, NotPicklable, RunFailed
-from wherry.sdk.functions import Function, RemoteTraceback, import_path, load_result
+from wherry.sdk.functions import (
+    Function,
+    RemoteTraceback,
+    Served,
+    import_path,
+    load_result,
+    nothing,
+)
 
 LOCK = threading.Lock()
 HERE = Environment(kind="active", python=sys.executable)
@@ -182,3 +190,21 @@ def test_an_exception_that_cannot_come_back_is_told_with_its_traceback(
 def test_a_result_that_cannot_be_unpickled_here_is_told() -> None:
     with pytest.raises(NotPicklable, match="no_such_module"):
         load_result(b"cno_such_module\nthing\n.")
+
+
+def test_workers_of_another_minor_version_are_refused_before_anything_travels() -> None:
+    environment = Environment(kind="built", python="3.9.1")
+    with pytest.raises(InvalidInput, match=r"has 3\.9") as caught:
+        Served(nothing, title="score").pack(Path(), Manifest(entries=()), environment)
+    assert "score" in caught.value.message and "python=" in caught.value.hint
+
+
+def test_what_workers_call_first_and_where_they_import_from_travels_before_any_task() -> None:
+    served = Served(print, ("ready",), path=("/a", "/b"), title="score")
+    data = io.BytesIO(served.pack(Path(), Manifest(entries=()), Environment()))
+    assert pickle.load(data) == ["/a", "/b"]
+    assert pickle.load(data) == (print, ("ready",))
+    assert served.name == "score"
+    nothing_first = io.BytesIO(Served(nothing).pack(Path(), Manifest(entries=()), Environment()))
+    pickle.load(nothing_first)
+    assert pickle.load(nothing_first) == (None, ())

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 TIMEOUT = 60.0  #: seconds for one answer
 BACKOFF = 5.0  #: seconds between tries at most
+CUT = threading.Event()  #: set: a rehearsal has cut this agent off, see ``agent.faults``
 
 _Body = Optional[Union[bytes, Iterable[bytes]]]
 
@@ -92,6 +93,8 @@ class Control:
         if size is not None:
             headers["Content-Length"] = str(size)
         try:
+            if CUT.is_set():
+                raise OSError("cut off")
             connection = self._connect()
             connection.request(method, self._prefix + path, body, headers)
             answer = connection.getresponse()

@@ -117,7 +117,7 @@ def _locked(path: str, note: Callable[[str], None]) -> Iterator[None]:
 def _build(root: str, version: str, text: str, uv: Uv, note: Callable[[str], None]) -> None:
     began = time.monotonic()
     packages = len(re.findall(r"^[A-Za-z0-9]", text, re.MULTILINE))
-    note(f"building an environment: Python {version}, {packages} packages")
+    note(f"building an environment: Python {version}, {packages} package{'s' * (packages != 1)}")
     shutil.rmtree(root, ignore_errors=True)
     try:
         actual = _make_venv(root, version, uv, note)

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from wherry.agent import protocol
 
@@ -60,6 +60,8 @@ class Journal:
         self._limit = spool_limit
         self._lock = threading.Lock()
         self.written = threading.Event()  #: set whenever there is something to send
+        #: called with the payload of every METRIC frame, once it was added
+        self.heard: Callable[[bytes], None] | None = None
         self.acked = 0
         self.last = 0  #: the newest frame's number
         self._sealed: deque[tuple[int, str, int]] = deque()  # last seq, file, bytes
@@ -81,6 +83,8 @@ class Journal:
                 self._confess()
             self._append(kind, payload, time.time() if when is None else when)
         self.written.set()
+        if self.heard is not None and kind == protocol.METRIC:
+            self.heard(payload)
 
     def say(self, text: str) -> None:
         """Add a line of our own to the log."""

@@ -34,8 +34,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # what only annotations need would cost a tenth of the start
     from typing import Any
 
+    from wherry.agent.faults import Faults
+
 _FIRST = 0.05  #: seconds that belong to the start of the program alone
 _SHOWN = 20  #: last lines that go with a failure
+_READ = 500  #: last lines that are looked at for its cause
 
 
 def main(path: str) -> int:
@@ -80,6 +83,7 @@ class Agent:
         self._sender: Sender | None = None
         self._terminal: Terminal | None = None
         self._ports: Any = None
+        self._faults = self._make_faults()
         self._preparation: Preparation | None = None
         self._prepared: Prepared | None = None
         self._working = False  # the program runs, or will at once
@@ -227,6 +231,14 @@ class Agent:
             with contextlib.suppress(TerminalGone):
                 self._terminal.note(text)
 
+    def _make_faults(self) -> Faults | None:
+        """Those that a rehearsal injects here."""
+        if not self._spec.get("faults"):
+            return None
+        from wherry.agent.faults import Faults
+
+        return Faults(self._config, self._journal, self._wake)
+
     def _start_sender(self) -> Sender:
         """The sender; again: the same."""
         if self._sender is None:
@@ -250,10 +262,12 @@ class Agent:
     def _start(self, prepared: Prepared) -> program.Program:
         die_with_agent = platform.adopt_orphans()
         cgroups = list(self._config["limits"].get("cgroup") or ())
+        enter_network = platform.network(self._config.get("network", {}).get("namespace", ""))
 
         def in_child() -> None:
             die_with_agent()
             platform.enter_cgroups(cgroups)
+            enter_network()
 
         if self._ports:
             self._ports.release()
@@ -278,6 +292,8 @@ class Agent:
         record = json.dumps({"pid": started.pid}).encode()
         self._working = True
         self._journal.append(protocol.STARTED, record)
+        if self._faults is not None:
+            self._faults.began()
         self._began = time.monotonic()
         return started
 
@@ -291,6 +307,7 @@ class Agent:
             cwd=prepared.cwd,
             command=prepared.command,
             on_oom=lambda: self._wake.end("oom"),
+            faults=self._faults,
         )
         watch.start()
         ended = Supervisor(
@@ -302,24 +319,32 @@ class Agent:
             timeout=self._spec.get("timeout"),
             warn=lambda: _touch(prepared.env["WHERRY_STOPPING"]),
         ).run()
+        when = time.time()
         self._working = False
+        if self._faults is not None:
+            self._faults.over()
         watch.finish()
         if ended.left:
             names = ", ".join(ended.left)
             self._journal.say(f"ended what the program left behind: {names}")
         self._result = watch.reports.result
         code = prepared.code
-        lines = capture.last_lines(_SHOWN)
+        lines = capture.last_lines(_READ) if ended.code else []
         end = outcome(
             ended.code,
             self._wake.why if ended.why == "round" else ended.why,
             attached=bool(self._config["attach"]),
             ran_out=watch.usage.ran_out(ended.code),
             error=watch.reports.error,
-            missing=code.explain(lines) if code and ended.code else None,
+            missing=code.explain(lines[-_SHOWN:]) if code and ended.code else None,
             spec=self._spec,
             peak=watch.usage.peak,
-            last_lines=lines if ended.code else [],
+            last_lines=lines,
+            shown=_SHOWN,
+            world=self._config["world_size"],
+            ports=self._ports.numbers if self._ports else (),
+            taken=self._ports.taken() if self._ports and ended.code else (),
+            ended=when,
         )
         self._hang_up(end)
         self._phase("run")

@@ -7,7 +7,7 @@ Called by ``agent.main`` with everything that is known.
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from wherry.agent.errors import Failed
 
@@ -29,6 +29,11 @@ def outcome(
     spec: dict[str, Any],
     peak: int,
     last_lines: Sequence[str],
+    shown: int = 20,
+    world: int = 1,
+    ports: Sequence[int] = (),
+    taken: Collection[int] = (),
+    ended: float = 0.0,
 ) -> dict[str, Any]:
     """
     EXIT's payload.
@@ -36,6 +41,9 @@ def outcome(
     ``code``: exit status, negative for a signal. ``why``: why we ended it. ``attached``: a person
     could interrupt it. ``ran_out``: the kernel killed for memory. ``error``: what a function
     raised. ``missing``: message and hint about a file that was left out. ``peak``: bytes of memory.
+    ``last_lines``: all that is known of its end; ``shown`` of them go with a failure. ``world``:
+    the world size. ``ports``: this rank's own; ``taken``: those that somebody else has now.
+    ``ended``: when the program ended, seconds since the epoch.
     """
     state, cause, message = _cause(code, why, attached, ran_out or why == "oom", error)
     hint = ""
@@ -48,15 +56,22 @@ def outcome(
     elif cause == "timeout":
         message = f"the program took longer than its timeout of {spec.get('timeout'):g} s"
         hint = "give it longer with --timeout"
-    elif cause in ("exit", "exception") and missing:
-        message, hint = missing
+    elif cause in ("exit", "exception", "signal"):
+        from wherry.agent.causes import diagnose  # only a failure pays for it
+
+        found = diagnose(code, last_lines, error=error, world=world, ports=ports, taken=taken)
+        if found is not None:
+            cause, message, hint = found
+        if missing and cause in ("exit", "exception"):
+            message, hint = missing
     return {
         "state": state,
         "exit_code": code if code >= 0 else None,
         "signal": -code if code < 0 else None,
         "cause": cause,
         "message": with_hint(message, hint),
-        "last_lines": list(last_lines),
+        "last_lines": list(last_lines[-shown:]) if code else [],
+        "ended": ended,
     }
 
 

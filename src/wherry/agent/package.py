@@ -6,6 +6,7 @@ Called by ``server.app``. The zip holds::
     __main__.py       python FOLDER/__main__.py CONFIG runs the agent
     wherry_call.py    runs a function instead of a script: agent/call.py
     wherry_rsh.py     starts what mpirun wants started elsewhere: agent/remote.py
+    wherry_pool.py    serves the tasks of wherry.map: agent/pool.py
     wherry/           the agent; its __init__.py is agent/shim.py
     _vendor/          cloudpickle, for functions that travel by value
 """
@@ -39,7 +40,7 @@ if __name__ == "__main__":
     sys.exit(main(sys.argv[1]))
 '''
 _HERE = Path(__file__).parent
-_ONLY_HERE = frozenset({"package.py", "shim.py", "call.py", "remote.py"})
+_ONLY_HERE = frozenset({"package.py", "shim.py", "call.py", "remote.py", "pool.py"})
 
 
 def build_zip(extra: Mapping[str, bytes] | None = None) -> bytes:
@@ -84,6 +85,7 @@ def _sources() -> Iterator[tuple[str, bytes]]:
     yield "__main__.py", _MAIN.encode()
     yield "wherry_call.py", (_HERE / "call.py").read_bytes()
     yield "wherry_rsh.py", (_HERE / "remote.py").read_bytes()
+    yield "wherry_pool.py", (_HERE / "pool.py").read_bytes()
     yield "wherry/__init__.py", (_HERE / "shim.py").read_bytes()
     for path in _HERE.glob("*.py"):
         if path.name not in _ONLY_HERE:

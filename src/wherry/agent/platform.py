@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 LINUX = sys.platform == "linux"
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_CLONE_NEWNET = 0x40000000
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -271,6 +272,23 @@ def enter_cgroups(cgroups: Iterable[str]) -> None:
             fd = os.open(f"{group}/cgroup.procs", os.O_WRONLY)
             os.write(fd, b"0")
             os.close(fd)
+
+
+def network(namespace: str) -> Callable[[], None]:
+    """For ``preexec_fn``: moves the child into the network namespace of this path; "": nothing."""
+    if not namespace:
+        return lambda: None
+    import ctypes  # os.setns: only since Python 3.12
+
+    setns = ctypes.CDLL(None, use_errno=True).setns
+
+    def enter() -> None:
+        fd = os.open(namespace, os.O_RDONLY)
+        if setns(fd, _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "the network of the rehearsal", namespace)
+        os.close(fd)
+
+    return enter
 
 
 def widen_pipe(fd: int) -> None:

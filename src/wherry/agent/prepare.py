@@ -92,7 +92,11 @@ class Preparation:
         command = list(self._spec.get("command", ()))
         if self._launcher == "mpi":
             env["PATH"] = os.pathsep.join([env.get("PATH", os.defpath), env["WHERRY_MPI"]])
-        if self._payload_path:
+        if self._payload_path and self._spec["call"].get("tasks"):
+            told = os.path.join(self._config["dir"], "config.json")
+            pool = os.path.join(_AGENT, "wherry_pool.py")
+            command = [self._python, pool, told, self._payload_path]
+        elif self._payload_path:
             result = os.path.join(self._config["dir"], "result")
             call = os.path.join(_AGENT, "wherry_call.py")
             command = [self._python, call, self._payload_path, result]
@@ -107,8 +111,11 @@ class Preparation:
     def phase(self, name: str) -> None:
         """Report how long it took since the last one."""
         now = time.monotonic()
-        record = {"phase": name, "seconds": now - self._began}
+        self._record(name, now - self._began)
         self._began = now
+
+    def _record(self, name: str, seconds: float) -> None:
+        record = {"phase": name, "seconds": seconds}
         self._journal.append(protocol.PHASE, json.dumps(record).encode())
 
     def _bundle(self) -> tuple[Any, str]:
@@ -190,6 +197,9 @@ class Preparation:
             for line in error.tail.splitlines():
                 self._journal.say(line)
             raise Failed("environment", error.message, error.hint) from None
+        if not built.reused:
+            # Within the phase of the environment: a run of the same packages would not have it.
+            self._record("build", time.monotonic() - self._began)
         return built.python, self._paths(built.bin, built.root)
 
     def _paths(self, folder: str, venv: str) -> dict[str, str]:
@@ -224,6 +234,10 @@ class Preparation:
         wanted = {"PYTHONFAULTHANDLER": "1"}
         if not self._tty:  # where output shows line by line anyway
             wanted["PYTHONUNBUFFERED"] = "1"
+        if config.get("network", {}).get("namespace"):
+            # They would look for the interface by the machine's name, which leads out of here.
+            names = ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+            wanted.update(dict.fromkeys(names, "eth0"))
         # A single process that asked for no share may use the machine, as it would without us.
         several = int(self._spec.get("processes", 1)) if self._launcher else 1
         asked_for = self._spec.get("resources", {}).get("cpu")

@@ -129,6 +129,8 @@ CONFIG = {
     "lease": "seconds",
     "barrier_timeout": "seconds",
     "spool_limit": "bytes of unsent reports on disk",
+    "network": "of a rehearsal: {'namespace', 'address'} of the program, {'ip', 'hub', 'link'} to "
+    "cut it off, or {'missing'}: why not; else {}",
     "limits": "{'memory': bytes or None, 'cgroup': [paths] } set by the back end",
 }
 

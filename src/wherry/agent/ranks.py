@@ -7,6 +7,7 @@ until all have; then all get the same list.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from typing import Any
@@ -35,6 +36,18 @@ class Ports:
         """Let the program have them. Again: no error."""
         for held in self._sockets:
             held.close()
+
+    def taken(self) -> list[int]:
+        """Those that somebody else listens on by now: ask when the program has ended."""
+        found = []
+        for number in self.numbers:
+            with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(("", number))
+                except OSError:
+                    found.append(number)
+        return found
 
 
 def meet(config: dict[str, Any], wake: Wake, round: int = 0) -> tuple[int, list[dict[str, Any]]]:

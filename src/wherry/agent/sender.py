@@ -116,7 +116,8 @@ class Sender(threading.Thread):
     def _hello(self) -> bytes:
         from wherry.agent.calls import own_address
 
-        address = own_address(self._control.host, self._control.port)
+        address = self._config.get("network", {}).get("address")
+        address = address or own_address(self._control.host, self._control.port)
         hello = {
             "protocol": protocol.PROTOCOL,
             "host": socket.gethostname(),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import time
 from typing import Any
 
@@ -40,9 +41,12 @@ class Usage:
         self._smi = shutil.which("nvidia-smi")
         self._gpu_due = 0.0
         self._peak = 0
+        self._polled = False
+        self._before = (self._at, *_ended())
 
     def poll(self) -> bool:
         """Add a point; whether the program is over its limit and nobody but us enforces it."""
+        self._polled = True
         found = platform.descendants(os.getpid())
         now = time.monotonic()
         spent = sum(p.cpu - self._cpu.get(p.pid, 0.0) for p in found if p.pid in self._cpu)
@@ -63,10 +67,24 @@ class Usage:
         if self._smi and now >= self._gpu_due:
             self._gpu_due = now + _GPU_PERIOD
             points.update(self._gpus())
+        self._append(points)
+        return over
+
+    def finish(self) -> None:
+        """The program has ended: one point for all of it, where it was too short for any."""
+        if self._polled:
+            return
+        began, cpu_before, memory_before = self._before
+        cpu, memory = _ended()
+        points = {"cpu": max(0.0, cpu - cpu_before) / max(time.monotonic() - began, 0.001)}
+        if memory > memory_before:  # else something of ours was larger
+            points["memory"] = float(memory)
+        self._append(points)
+
+    def _append(self, points: dict[str, float]) -> None:
         stamp = time.time()
         series = {name: ([int(stamp)], [stamp], [value]) for name, value in points.items()}
         self._journal.append(protocol.USAGE, protocol.pack_series(series), stamp)
-        return over
 
     @property
     def peak(self) -> int:
@@ -94,3 +112,12 @@ class Usage:
         except (OSError, ValueError, subprocess.SubprocessError):
             self._smi = None  # no driver, or a device that does not say: do not ask again
         return found
+
+
+def _ended() -> tuple[float, int]:
+    """Seconds of CPU of the children that have ended, and the most bytes that one of them held."""
+    import resource
+
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return spent.ru_utime + spent.ru_stime, spent.ru_maxrss * unit

@@ -232,4 +232,5 @@ def explain(said: str) -> tuple[str, str]:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     causes = [line for line in lines if line.startswith(("error:", "cause:"))]
     last = (causes or lines or ["it failed without a word"])[-1]
-    return "uv: " + re.sub(r"^(error|cause):\s*", "", last), ""
+    hint = "check the names and versions that were asked for, and that an index can be reached"
+    return "uv: " + re.sub(r"^(error|cause):\s*", "", last), hint

@@ -27,6 +27,8 @@ class Wake:
         os.set_blocking(self._write, False)
         self.why = ""
         self.ended = threading.Event()
+        self._deaf = False
+        self._missed = ""
 
     def catch_signals(self, told: Callable[[], bool]) -> None:
         """
@@ -35,11 +37,27 @@ class Wake:
         A SIGTERM of which nobody was ``told`` comes from the machine: it is about to go.
         """
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, lambda *_: self.end("stopped" if told() else "preempted"))
-        signal.signal(signal.SIGINT, lambda *_: self.end("stopped"))
+        signal.signal(signal.SIGTERM, lambda *_: self._told("stopped" if told() else "preempted"))
+        signal.signal(signal.SIGINT, lambda *_: self._told("stopped"))
         # Handlers and not SIG_IGN, which the program would inherit.
         for number in (signal.SIGCHLD, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
+
+    def deaf(self) -> None:
+        """Signals that end the program wait for ``hear``: nobody reaches this machine."""
+        self._deaf = True
+
+    def hear(self) -> None:
+        """The opposite. Again: no error."""
+        self._deaf = False
+        if self._missed:
+            self.end(self._missed)
+
+    def _told(self, why: str) -> None:
+        if self._deaf:
+            self._missed = why
+        else:
+            self.end(why)
 
     def end(self, why: str) -> None:
         """The program must end. From any thread."""

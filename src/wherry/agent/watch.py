@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # what only annotations need would cost a tenth of the start
     from pathlib import Path
     from typing import Any
 
+    from wherry.agent.faults import Faults
     from wherry.agent.reports import ReportTail
     from wherry.agent.tensorboard import EventFiles
     from wherry.agent.usage import Usage
@@ -31,7 +32,8 @@ _FIRST = 0.5  #: seconds until the first look at the rest
 class Watch(threading.Thread):
     """
     ``env``, ``cwd`` and ``command`` are the program's. ``on_oom()`` is called, perhaps again, when
-    it is over its memory limit. ``reports`` and ``usage`` are there after ``finish``.
+    it is over its memory limit. ``faults``: of a rehearsal. ``reports`` and ``usage`` are there
+    after ``finish``.
     """
 
     def __init__(
@@ -43,11 +45,14 @@ class Watch(threading.Thread):
         cwd: str,
         command: list[str],
         on_oom: Callable[[], None],
+        faults: Faults | None = None,
     ) -> None:
         super().__init__(name="watch", daemon=True)
         self._config, self._journal = config, journal
         self._env, self._cwd, self._command = env, cwd, command
         self._on_oom = on_oom
+        self._faults = faults
+        self._pace = _PACE if faults is None else faults.pace
         self._began = time.time() - 1
         self._kills = platform.oom_kills(config["limits"].get("cgroup") or ())
         self._ended = threading.Event()
@@ -61,9 +66,11 @@ class Watch(threading.Thread):
         self._ended.wait(_PACE)
         self._make()
         due = time.monotonic() + _FIRST - _PACE
-        while not self._ended.wait(_PACE):
+        while not self._ended.wait(self._pace):
             try:
                 self.reports.poll()
+                if self._faults is not None:
+                    self._faults.tick(self._take)
                 if time.monotonic() >= due:
                     due = time.monotonic() + self.usage.period
                     self._events.poll()
@@ -77,8 +84,13 @@ class Watch(threading.Thread):
         """The program has ended: take the last of it."""
         self._ended.set()
         self.join()
+        self._take()
+
+    def _take(self) -> None:
+        """Everything that the program has reported by now."""
         self.reports.poll()
         self._events.poll(thorough=True)
+        self.usage.finish()
 
     def _make(self) -> None:
         from pathlib import Path

@@ -373,7 +373,7 @@ class Foreground:
         """A script that ends on SIGINT needs no advice."""
         if self._stopping is None and any(peer.ended is None for peer in self._peers):
             self._screen.say(
-                f"sent SIGINT; Ctrl-C again within {TWICE:g} s stops the run, Ctrl-\\ detaches"
+                f"sent SIGINT; Ctrl-C again stops the run (within {TWICE:g} s), Ctrl-\\ detaches"
             )
 
     def _stop(self, status: int) -> None:

@@ -22,6 +22,8 @@ from wherry.errors import Internal, WherryError
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Run": {
         "run": ("run:run", "Run a script, module, program or job file"),
+        "rehearse": ("rehearse:rehearse", "Run with faults, and see whether it resumes"),
+        "check": ("run:check", "Look for mistakes in a run before it runs"),
         "retry": ("stop:retry", "Run again what ran before"),
         "stop": ("stop:stop", "Stop runs"),
         "rm": ("stop:rm", "Remove finished runs and all that they kept"),
@@ -29,6 +31,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Look": {
         "ps": ("ps:ps", "List runs"),
         "show": ("show:show", "Show one run: state, cause, ranks, times, metrics"),
+        "explain": ("explain:explain", "Say why a run waited, failed, was tried again"),
         "logs": ("logs:logs", "Print or follow what a run wrote"),
         "metrics": ("metrics:metrics", "Show the metrics of a run"),
         "files": ("files:files", "List the files that a run kept"),
@@ -60,6 +63,8 @@ EXIT_CODES: dict[int, str] = {
     6: "the control plane cannot be reached, is not ready, or is out of space",
     7: "the time to wait is over",
     70: "a defect of Wherry",
+    126: "a program could not be started",
+    127: "a program was not there",
     130: "interrupted by Ctrl-C",
     141: "the reader of the output went away",
 }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from wherry.cli import options
+from wherry.errors import NotFound, did_you_mean
 
 if TYPE_CHECKING:
     from wherry.core.api import MetricSeries
@@ -53,6 +54,14 @@ def metrics(
         return
     ask = client.usage if usage else client.metrics
     found = ask(ref, names=names, ranks=ranks, attempt=attempt)
+    if unknown := sorted(set(names) - {series.name for series in found}):
+        every = ask(ref) if usage else client.run(ref).metrics
+        others = sorted({series.name for series in every})
+        if unknown[0] not in others:  # else it is of another rank or attempt
+            raise NotFound(
+                f"the run has no metric {unknown[0]!r}",
+                hint=did_you_mean(unknown[0], others) if others else "it has reported none",
+            )
     if glance:
         _glance([summary(series) for series in found if series.values], as_json)
     elif as_csv:

@@ -71,7 +71,7 @@ def replace(home: Path, backup: Path) -> None:
     """
     from wherry.sdk.connect import find_server, stop_server
 
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings.make_home(home)
     work = home / f"restore-{os.urandom(6).hex()}"
     new, old = work / "new", work / "old"
     for folder in (work, new, old):
@@ -143,8 +143,12 @@ def unpack(backup: Path, folder: Path) -> None:
                     continue
                 target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 _write(tar, member, target)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise InvalidInput(f"{backup} cannot be read as a backup: {error}") from None
+    except (tarfile.TarError, EOFError):
+        raise InvalidInput(
+            f"{backup} is no backup, or it is cut off", hint="wherry backup writes one"
+        ) from None
+    except OSError as error:
+        raise InvalidInput(f"{backup} cannot be read: {error.strerror or error}") from None
     try:
         with open(folder / DATABASE, "rb") as database:
             begins = database.read(15)

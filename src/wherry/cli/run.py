@@ -100,6 +100,7 @@ def until_module(args: Sequence[str], params: Sequence[click.Parameter]) -> list
     help="Read a metric from stdout; the first group is the number.",
 )  # fmt: skip
 @click.option("--from", "source", metavar="RUN", help="Run that again, with changes.")
+@click.option("--no-preflight", is_flag=True, help="Do not look for mistakes before it is queued.")
 @options.on_option
 @options.json_option
 @click.pass_context
@@ -114,6 +115,24 @@ def run(ctx: click.Context, /, **given: Any) -> None:
     if not given["words"] and not given["source"]:
         raise click.UsageError("nothing to run\nhint: wherry run script.py", ctx)
     ctx.exit(_run(given))
+
+
+@click.command(cls=RunCommand, context_settings={"allow_interspersed_args": False})
+@click.pass_context
+def check(ctx: click.Context, /, **given: Any) -> None:
+    """
+    Look for what would go wrong in a run, and run nothing.
+
+    Takes what `wherry run` takes. Exits with 2 where something is sure to fail.
+    """
+    if not given["words"] and not given["source"]:
+        raise click.UsageError("nothing to check\nhint: wherry check script.py", ctx)
+    ctx.exit(_check(given))
+
+
+#: What makes no sense where nothing runs.
+_ONLY_RUN = ("detach", "dry_run", "no_preflight")
+check.params[:0] = [param for param in run.params if param.name not in _ONLY_RUN]
 
 
 def changes(given: dict[str, Any]) -> dict[str, Any]:
@@ -166,11 +185,20 @@ def _rule(text: str) -> tuple[str, str]:
 
 def _run(given: dict[str, Any]) -> int:
     from wherry.sdk.contexts import context
-    from wherry.sdk.submit import Draft
 
     here = context(given["on"]).endpoint is None
-    foreground = here and not given["detach"]
-    draft = Draft(
+    draft = _draft(given, foreground=here and not given["detach"])
+    if given["dry_run"]:
+        return _dry_run(given, draft)
+    if not draft.foreground:
+        return _leave(given, draft, here=here)
+    return _attend(given, draft)
+
+
+def _draft(given: dict[str, Any], *, foreground: bool) -> Draft:
+    from wherry.sdk.submit import Draft
+
+    return Draft(
         words=given["words"],
         changes=changes(given),
         foreground=foreground,
@@ -178,11 +206,41 @@ def _run(given: dict[str, Any]) -> int:
         python=given["python"],
         packages=given["packages"],
     )
-    if given["dry_run"]:
-        return _dry_run(given, draft)
-    if not foreground:
-        return _leave(given, draft)
-    return _attend(given, draft)
+
+
+def _check(given: dict[str, Any]) -> int:
+    """Every finding; the control plane's own refusal is one too."""
+    from wherry.cli import findings
+    from wherry.core.api import Submit
+    from wherry.errors import CapabilityMissing, InvalidInput
+    from wherry.sdk import preflight
+    from wherry.sdk.contexts import context
+
+    draft = _draft(given, foreground=False)
+    client, prepared = _prepare(given, draft)
+    found = list(preflight.examine(prepared, here=context(given["on"]).endpoint is None))
+    try:
+        client.plan(Submit(spec=prepared.spec, parent=prepared.parent))
+    except (InvalidInput, CapabilityMissing) as error:
+        refused = preflight.Finding(
+            level="error", code=error.code, message=error.message, hint=error.hint
+        )
+        found.insert(0, refused)
+    findings.show(found, json=given["as_json"])
+    return 2 if any(finding.level == "error" for finding in found) else 0
+
+
+def _preflight(given: dict[str, Any], prepared: Prepared, *, here: bool) -> None:
+    """Warn of what may go wrong. :raises Preflight: for what is sure to."""
+    from wherry.sdk import preflight
+
+    if given["no_preflight"] or not preflight.worth_it(prepared):
+        return
+    from wherry.cli import findings
+
+    found = preflight.examine(prepared, here=here)
+    findings.warn(found)
+    preflight.refuse(found)
 
 
 def _prepare(given: dict[str, Any], draft: Draft) -> tuple[Client, Prepared]:
@@ -202,7 +260,7 @@ def _dry_run(given: dict[str, Any], draft: Draft) -> int:
     from wherry.core.api import Submit
 
     client, prepared = _prepare(given, draft)
-    _say(prepared)
+    say(prepared)
     planned = client.plan(
         Submit(spec=prepared.spec, foreground=draft.foreground, parent=prepared.parent)
     )
@@ -213,14 +271,16 @@ def _dry_run(given: dict[str, Any], draft: Draft) -> int:
     return 0
 
 
-def _leave(given: dict[str, Any], draft: Draft) -> int:
+def _leave(given: dict[str, Any], draft: Draft, *, here: bool) -> int:
     """Submit and go; from another machine's control plane, follow the log unless detached."""
     from wherry.cli import output
     from wherry.sdk import submit
+    from wherry.sdk.contexts import chosen
 
     client, prepared = _prepare(given, draft)
-    _say(prepared)
-    run = submit.send(client, prepared)
+    say(prepared)
+    _preflight(given, prepared, here=here)
+    run = submit.send(client, prepared, why=chosen(given["on"]))
     if not given["detach"]:
         return _follow(client, run, as_json=given["as_json"])
     if given["as_json"]:
@@ -236,11 +296,15 @@ def _attend(given: dict[str, Any], draft: Draft) -> int:
     from wherry.cli import foreground
     from wherry.cli.attach import Listener
     from wherry.sdk import submit
+    from wherry.sdk.contexts import chosen
 
     client, prepared = _prepare(given, draft)
     _say_unrecorded(prepared)
+    if prepared.spec.world_size > 1:
+        _preflight(given, prepared, here=True)
     with Listener() as listener:
-        run = submit.send(client, prepared, foreground=True, attach=listener.path)
+        why = chosen(given["on"])
+        run = submit.send(client, prepared, foreground=True, attach=listener.path, why=why)
         seen = foreground.attend(listener, run, lambda: client, json=given["as_json"])
     ended = seen.run or run
     if not seen.attached and not seen.detached:
@@ -295,7 +359,7 @@ def _say_unrecorded(prepared: Prepared) -> None:
         output.note(f"not in the record: {found[0].path} ({found[0].why}){more}")
 
 
-def _say(prepared: Prepared) -> None:
+def say(prepared: Prepared) -> None:
     """What the person should know of a copy that travels."""
     from wherry.cli import output
 

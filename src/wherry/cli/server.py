@@ -71,9 +71,10 @@ def _status(status: Status) -> Iterator[tuple[str, str]]:
 def _amount(amount: dict[str, Any]) -> str:
     from wherry.core.job import format_bytes
 
-    words = [f"{amount.get('cpu', 0):g} cores", format_bytes(amount.get("memory", 0))]
+    cores = f"{amount.get('cpu', 0):.2f}".rstrip("0").rstrip(".")
+    words = [f"{cores} core{'s' * (cores != '1')}", format_bytes(amount.get("memory", 0))]
     if gpu := amount.get("gpu"):
-        words.append(f"{gpu} GPU")
+        words.append(f"{gpu} GPU{'s' * (gpu != 1)}")
     return "  ".join(words) if amount else ""
 
 

@@ -113,7 +113,8 @@ def _rank(run: Run, rank: Rank) -> str:
     from wherry.cli.output import duration
     from wherry.core.roster import label
 
-    phases = ", ".join(f"{name} {duration(took)}" for name, took in rank.phases.items())
+    shown = {name: took for name, took in rank.phases.items() if name != "build"}
+    phases = ", ".join(f"{name} {duration(took)}" for name, took in shown.items())
     code = f" ({rank.exit_code})" if rank.exit_code else ""
     return f"{label(run.spec, rank.rank)} {rank.state}{code}" + (f": {phases}" if phases else "")
 

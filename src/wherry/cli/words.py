@@ -17,7 +17,7 @@ from wherry.core.states import RunState
 
 
 def exit_status(run: Run) -> int:
-    """The script's own status; 128 + n where signal n killed it; 1 where it never ran."""
+    """The script's own status, or as a shell says it: 128 + n, 126, 127; else 1."""
     if run.state is RunState.SUCCEEDED:
         return 0
     code = run.exit_code
@@ -25,6 +25,8 @@ def exit_status(run: Run) -> int:
         code = run.verdict.exit_code
         if code is None and run.verdict.signal is not None:
             return 128 + run.verdict.signal
+    if run.verdict is not None and run.verdict.cause == "start" and code is None:
+        return 127 if "No such file" in run.verdict.message else 126
     if code is None or code == 0:
         return 1
     return code if code > 0 else 128 - code

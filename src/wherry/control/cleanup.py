@@ -10,7 +10,7 @@ import os
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -39,10 +39,11 @@ class Cleanup:
         delete: Callable[[Run], None],
         prune_cache: Callable[[float], tuple[int, int]],
         keep: tuple[Path, ...] = (),
+        lent: Callable[[], Iterable[str]] = tuple,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.store, self.blobs, self.delete, self.keep = store, blobs, delete, keep
-        self.prune_cache = prune_cache
+        self.prune_cache, self.lent = prune_cache, lent
         self.clock = clock
 
     def prune(self, ask: Prune) -> Pruned:
@@ -76,7 +77,8 @@ class Cleanup:
         return count, size
 
     def wanted(self) -> Iterator[str]:
-        """Digests that rows name, and what the manifests among them name."""
+        """Digests that rows or running maps name, and what the manifests among them name."""
+        yield from self.lent()
         for digest in self.store.referenced_blobs():
             yield digest
             try:

@@ -32,10 +32,10 @@ class Live:
         with self._lock:
             self._heard.setdefault(attempt, {})[rank] = self._clock()
 
-    def silent(self, attempt: AttemptId) -> frozenset[int]:
-        """Ranks that called once and then not for longer than the lease."""
+    def silent(self, attempt: AttemptId, lease: float | None = None) -> frozenset[int]:
+        """Ranks that called once and then not for longer than the lease; None: the usual one."""
         with self._lock:
-            limit = self._clock() - self.lease
+            limit = self._clock() - (self.lease if lease is None else lease)
             return frozenset(r for r, t in self._heard.get(attempt, {}).items() if t < limit)
 
     def stop(self, attempt: AttemptId) -> None:

@@ -143,6 +143,7 @@ class Reconciler:
         """What the back end is told of an attempt; by default, of one that is new."""
         spec = run.spec
         total = self.ledgers[run.backend].total
+        lease = self.options.lease if spec.lease is None else spec.lease
         members = []
         for place in roster(spec):
             number = incarnations[place.rank] if incarnations else 1
@@ -162,8 +163,9 @@ class Reconciler:
             server=self.url(),
             attach=run.attach,
             grace=self._grace(run),
-            heartbeat=self.options.heartbeat,
-            lease=self.options.lease,
+            # Three words have to be missed before a lease is over.
+            heartbeat=min(self.options.heartbeat, lease / 3),
+            lease=lease,
             barrier_timeout=self.options.barrier_timeout,
             spool_limit=self.options.spool_limit,
         )
@@ -265,7 +267,7 @@ class Reconciler:
             attempt = self.store.attempt(AttemptId(run_id, run.attempt))
             if attempt.ended is None:
                 observation = self.backends[run.backend].observe(attempt.id)
-                silent = self.live.silent(attempt.id)
+                silent = self.live.silent(attempt.id, run.spec.lease)
                 drained = frozenset(self._drained.get(attempt.id, ()))
         return d.Facts(
             run=run,
@@ -355,6 +357,7 @@ class Reconciler:
                 self._note(run, "rank", f"rank {rank} {state}: {message}", attempt, rank)
             case d.Replace(rank, incarnation, cost):
                 if self.store.replace_rank(attempt, rank, incarnation, cost=cost):
+                    self._note(run, "replaced", f"rank {rank} is replaced", attempt, rank)
                     self.live.forget(attempt, rank)
                     self._drained.get(attempt, set()).discard(rank)
                     self._launch(run, attempt)
@@ -367,6 +370,7 @@ class Reconciler:
                 self.live.recall(attempt, number)
             case d.StopAttempt(why):
                 self.store.mark_stopping(attempt, why)
+                self._note(run, "stopping", f"every rank is stopped: {why}", attempt, None)
                 self.live.stop(attempt)
                 backend.stop(attempt, self._grace(run))
             case d.EndAttempt():
@@ -440,7 +444,9 @@ class Reconciler:
     def _grace(self, run: Run) -> float:
         return self.options.grace if run.spec.grace is None else run.spec.grace
 
-    def _note(self, run: Run, kind: str, message: str, attempt: AttemptId, rank: int) -> None:
+    def _note(
+        self, run: Run, kind: str, message: str, attempt: AttemptId, rank: int | None
+    ) -> None:
         self.store.add_event(
             Event(
                 run=run.id,

@@ -42,6 +42,7 @@ class _Exit(msgspec.Struct):
     cause: str = ""
     message: str = ""
     last_lines: tuple[str, ...] = ()
+    ended: float = 0.0  #: when the program ended, which is before its files were sent
 
 
 class _Event(msgspec.Struct):
@@ -179,7 +180,7 @@ class _Builder:
         cause: Any = said.cause
         return Exit(
             state=_ENDS[said.state],
-            time=time,
+            time=said.ended or time,
             exit_code=said.exit_code,
             signal=said.signal,
             cause=cause,

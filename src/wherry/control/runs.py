@@ -64,6 +64,7 @@ class Runs:
             project=PROJECT,
             spec=spec,
             created=self.clock(),
+            reason=ask.why[:400],
             backend=ask.backend,
             parent=ask.parent,
             foreground=ask.foreground,
@@ -184,6 +185,7 @@ class Runs:
         )
         digests = [check_digest(digest) for digest in named if digest]
         if missing := self.blobs.missing(digests):
-            raise BundleMissing(f"{len(missing)} blobs are not here: {', '.join(missing)}")
+            count = "1 blob is" if len(missing) == 1 else f"{len(missing)} blobs are"
+            raise BundleMissing(f"{count} not here: {', '.join(missing)}")
         if not spec.code.bundle and not spec.code.in_place and not spec.command and not spec.call:
             raise InvalidInput("the run has no code")

@@ -49,18 +49,18 @@ def check(spec: JobSpec, total: Amount) -> None:
     """:raises UnsatisfiableResources: where even an empty back end has too little."""
     wanted = need(spec, total)
     if any(ask.cpu is not None for _, ask in shares(spec)) and wanted.cpu > total.cpu:
-        _refuse("cores", f"{wanted.cpu:g}", f"{total.cpu:g}", spec)
+        _refuse("core" if wanted.cpu == 1 else "cores", f"{wanted.cpu:g}", f"{total.cpu:g}", spec)
     if wanted.memory > total.memory:
         _refuse("memory", format_bytes(wanted.memory), format_bytes(total.memory), spec)
     if wanted.gpu > total.gpu:
-        _refuse("GPUs", str(wanted.gpu), str(total.gpu), spec)
+        _refuse("GPU" if wanted.gpu == 1 else "GPUs", str(wanted.gpu), str(total.gpu), spec)
 
 
 def _refuse(kind: str, wanted: str, total: str, spec: JobSpec) -> None:
     each = f" ({spec.world_size} ranks)" if spec.world_size > 1 else ""
     raise UnsatisfiableResources(
         f"the run asks for {wanted} {kind}{each}; this back end has {total}",
-        hint="ask for less, use fewer workers, or choose a larger cluster with --on",
+        hint="ask for less, or use fewer workers: wherry status shows what there is",
     )
 
 
@@ -158,9 +158,14 @@ class Ledger:
 def _lacking(wanted: Amount, used: Amount, total: Amount) -> Iterable[str]:
     if used.cpu + wanted.cpu > total.cpu + 1e-6:
         idle = max(0.0, total.cpu - used.cpu)
-        yield f"needs {wanted.cpu:g} cores, {idle:g} of {total.cpu:g} free"
+        yield f"needs {_count(wanted.cpu, 'core')}, {idle:.3g} of {total.cpu:g} free"
     if used.memory + wanted.memory > total.memory:
         free = format_bytes(max(0, total.memory - used.memory))
         yield f"needs {format_bytes(wanted.memory)} of memory, {free} free"
     if used.gpu + wanted.gpu > total.gpu:
-        yield f"needs {wanted.gpu} GPUs, {max(0, total.gpu - used.gpu)} of {total.gpu} free"
+        free_gpus = max(0, total.gpu - used.gpu)
+        yield f"needs {_count(wanted.gpu, 'GPU')}, {free_gpus} of {total.gpu} free"
+
+
+def _count(number: float, what: str) -> str:
+    return f"{number:.3g} {what}{'s' * (number != 1)}"

@@ -27,6 +27,11 @@ GET  /runs/{ref}/files/{path}  ?rank= → bytes, as an attachment
 GET  /runs/{ref}/result     → bytes: the pickle that rank 0 left (never unpickled by the server)
 POST /runs/{ref}/stop       Stop → Run
 POST /runs/{ref}/retry      Retry, ``Idempotency-Key`` → 201 Run: a new run of the same spec
+POST /runs/{ref}/tasks      ?epoch=, frames (``agent.tasks``) → TasksTaken:
+                            chunks of tasks for the workers of ``wherry.map``; opaque to the server
+GET  /runs/{ref}/tasks      ?epoch=&after=&wait= → frames: what the workers answered. Keeps the
+                            driver's lease: without it the run is stopped
+DELETE /runs/{ref}/tasks    → 204: no more will come, the workers leave
 DELETE /runs/{ref}          → 204; 409 while it is not finished
 POST /prune                 Prune → Pruned
 POST /backup                Backup → BackupDone
@@ -59,6 +64,7 @@ class Submit(Struct, frozen=True, kw_only=True, omit_defaults=True):
     foreground: bool = False
     attach: str = ""  #: Unix socket on this machine that the agents connect to
     parent: str = ""  #: the run that this one repeats
+    why: str = ""  #: why it goes to this control plane, as an event of the run
 
 
 class Planned(Struct, frozen=True, kw_only=True):
@@ -120,6 +126,13 @@ class Retry(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Again, as it was."""
 
     name: str = ""
+
+
+class TasksTaken(Struct, frozen=True, kw_only=True):
+    """How many of the chunks were taken, by the broker of this ``epoch``."""
+
+    epoch: str
+    accepted: int
 
 
 class Prune(Struct, frozen=True, kw_only=True, omit_defaults=True):

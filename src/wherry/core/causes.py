@@ -36,5 +36,5 @@ INFRASTRUCTURE: frozenset[str] = frozenset(
 )
 #: Faults of ours: a new attempt costs no restart.
 FREE: frozenset[str] = frozenset({"port"})
-#: What follows from the end of another rank. The reason, where there is one, is that rank's.
-SYMPTOMS: frozenset[str] = frozenset({"peer", "collective", "rendezvous"})
+#: What a rank says when another one was lost or never came; the nearest to the reason first.
+SYMPTOMS: tuple[str, ...] = ("rendezvous", "collective", "peer")

@@ -13,6 +13,15 @@ from collections.abc import Iterator
 from msgspec import Struct
 
 from wherry.core import elastic, retry
+from wherry.core.blame import (
+    absent,
+    depth,
+    failed,
+    first_broken,
+    is_broken,
+    left_early,
+    succeeded,
+)
 from wherry.core.causes import FREE, SYMPTOMS, Cause
 from wherry.core.roster import ends_with, label, roster
 from wherry.core.run import Attempt, Observation, Rank, RankObservation, Run, Verdict
@@ -145,6 +154,9 @@ class Facts(Struct, frozen=True, kw_only=True):
     backoff: float = 0.0  #: seconds
 
 
+_SETTLE = 2.0  # seconds after the first rendezvous time-out in which the others may say the same
+
+
 def decide(facts: Facts) -> list[Action]:
     """The actions, in the order in which to perform them."""
     run, attempt = facts.run, facts.attempt
@@ -191,6 +203,17 @@ def _started(run: Run, attempt: Attempt) -> bool:
     return all(begun) if run.spec.group == "gang" else any(begun)
 
 
+def _all_told(facts: Facts, broken: Rank) -> bool:
+    """
+    Whether to stop the others now.
+
+    Ranks that wait for each other time out together: those that do not were never there, and the
+    verdict can name them only if the others may tell.
+    """
+    gone = facts.now - (broken.ended or 0.0)
+    return broken.cause != "rendezvous" or not 0.0 <= gone < _SETTLE
+
+
 def _fates(facts: Facts, attempt: Attempt) -> Iterator[Action]:
     """The ends of ranks that cannot tell of it themselves."""
     if facts.observation is None:
@@ -216,12 +239,17 @@ def _fates(facts: Facts, attempt: Attempt) -> Iterator[Action]:
 
 
 def _gone(rank: Rank, attempt: Attempt, cause: Cause, message: str) -> EndRank:
-    if _failed(rank):
+    if failed(rank):
         return EndRank(rank.rank, RankState.FAILED)
-    if attempt.stopping:
+    first = first_broken(attempt)
+    # A peer noticed the loss before we did: that we then stopped the others did not cause it.
+    ordered = attempt.stopping in ("user", "done")
+    noticed = not ordered and first is not None and depth(first.cause) > 0
+    if attempt.stopping and not noticed:
         return EndRank(rank.rank, RankState.STOPPED, "stopped", message)
     message = message or f"the agent of rank {rank.rank} is gone without a word"
-    return EndRank(rank.rank, RankState.LOST, cause or "agent-lost", message)
+    said = cause if cause not in ("", "stopped") else "agent-lost"
+    return EndRank(rank.rank, RankState.LOST, said, message)
 
 
 # --- the three kinds of group
@@ -229,8 +257,9 @@ def _gone(rank: Rank, attempt: Attempt, cause: Cause, message: str) -> EndRank:
 
 def _gang(facts: Facts, attempt: Attempt) -> Iterator[Action]:
     """All or nothing: one that breaks stops all; when those that matter are done, so is the run."""
-    if (broken := _first_broken(attempt)) is not None:
-        yield StopAttempt(f"rank {broken.rank} {_word(broken)}")
+    if (broken := first_broken(attempt)) is not None:
+        if _all_told(facts, broken):
+            yield StopAttempt(f"rank {broken.rank} {_word(broken)}")
     elif _done(facts.run, attempt) and any(r.state not in RANK_TERMINAL for r in attempt.ranks):
         yield StopAttempt("done")
 
@@ -253,19 +282,19 @@ def _elastic(facts: Facts, attempt: Attempt) -> Iterator[Action]:
     """One that is lost is replaced; the others meet again without it, and again with it."""
     run = facts.run
     inside = elastic.inside(attempt)
-    if inside and all(_succeeded(attempt.ranks[n]) for n in inside):
+    if inside and all(succeeded(attempt.ranks[n]) for n in inside):
         if any(r.state not in RANK_TERMINAL for r in attempt.ranks):
             yield StopAttempt("done")
         return
-    if any(_succeeded(attempt.ranks[n]) for n in inside):
+    if any(succeeded(attempt.ranks[n]) for n in inside):
         # The work is done; who comes now comes too late.
-        broken = [n for n in inside if _broken(attempt, attempt.ranks[n])]
+        broken = [n for n in inside if is_broken(attempt, attempt.ranks[n])]
         if broken:
             yield StopAttempt(f"rank {broken[0]} {_word(attempt.ranks[broken[0]])}")
         return
     spent = attempt.charged
     for rank in attempt.ranks:
-        if rank.state is RankState.ENDING and _failed(rank):
+        if rank.state is RankState.ENDING and failed(rank):
             cost = 0 if rank.cause in SYMPTOMS else 1
             if cost and not _may_be_replaced(run, rank, spent):
                 yield StopAttempt(f"rank {rank.rank} {_word(rank)}")
@@ -292,41 +321,6 @@ def _elastic(facts: Facts, attempt: Attempt) -> Iterator[Action]:
 # --- what ranks are
 
 
-def _failed(rank: Rank) -> bool:
-    """Whether its program failed by itself, be its agent still there or not."""
-    if rank.state is RankState.ENDING:
-        return rank.cause not in ("", "stopped", "preempted")
-    return rank.state is RankState.FAILED
-
-
-def _succeeded(rank: Rank) -> bool:
-    """Whether its program ended well, be its agent still there or not."""
-    ending = rank.state is RankState.ENDING and rank.cause == ""
-    return ending or rank.state is RankState.SUCCEEDED
-
-
-def _broken(attempt: Attempt, rank: Rank) -> bool:
-    """Whether it ended badly. Ends on our order do not count."""
-    if _failed(rank) or rank.state is RankState.LOST:
-        return True
-    told = rank.state is RankState.ENDING and rank.cause != ""
-    gone = told or rank.state is RankState.STOPPED
-    return gone and (not attempt.stopping or rank.cause == "preempted")
-
-
-def _first_broken(attempt: Attempt) -> Rank | None:
-    """
-    The rank that ended badly first, by its own clock; a symptom only where there is no reason.
-
-    Clocks of machines differ, and the victims of a loss may notice it before it is known: what says
-    by itself that it is a consequence is never taken for the reason.
-    """
-    broken = [r for r in attempt.ranks if _broken(attempt, r)]
-    return min(
-        broken, key=lambda r: (r.cause in SYMPTOMS, r.ended or float("inf"), r.rank), default=None
-    )
-
-
 def _word(rank: Rank) -> str:
     return "failed" if rank.state is RankState.ENDING else str(rank.state)
 
@@ -340,7 +334,7 @@ def _again(run: Run, rank: Rank) -> bool:
 
 def _may_be_replaced(run: Run, rank: Rank, spent: int) -> bool:
     """Whether a rank of a pool or an elastic group broke, and may be tried again."""
-    bad = _failed(rank) or rank.state is RankState.LOST or rank.cause == "preempted"
+    bad = failed(rank) or rank.state is RankState.LOST or rank.cause == "preempted"
     return bad and spent < run.spec.restarts and _again(run, rank)
 
 
@@ -361,7 +355,7 @@ def _done(run: Run, attempt: Attempt) -> bool:
     """Whether every rank whose success ends the run has succeeded."""
     wanted = ends_with(run.spec)
     return all(
-        _succeeded(attempt.ranks[place.rank])
+        succeeded(attempt.ranks[place.rank])
         for place in roster(run.spec)
         if not wanted or place.role in wanted
     )
@@ -373,7 +367,7 @@ def _done(run: Run, attempt: Attempt) -> bool:
 def _outcome(facts: Facts, attempt: Attempt) -> Action:
     """What becomes of the run when its latest attempt has ended."""
     run = facts.run
-    first = _first_broken(attempt)
+    first = first_broken(attempt)
     if _well(run, attempt):
         return Finish(RunState.SUCCEEDED, None, 0)
     if run.stop_requested:
@@ -381,7 +375,7 @@ def _outcome(facts: Facts, attempt: Attempt) -> Action:
         return Finish(RunState.STOPPED, Verdict(cause="stopped", message="stopped"), code)
     if first is None:
         first = next(r for r in attempt.ranks if r.state is not RankState.SUCCEEDED)
-    verdict = judge(first, run, _left_early(attempt, first))
+    verdict = judge(first, run, attempt)
     if run.spec.group == "gang" and _again(run, first):
         gifts = attempt.id.number - 1 - run.restarts_used
         if verdict.cause in FREE and gifts < _GIFTS:
@@ -414,33 +408,16 @@ _HINTS: dict[str, str] = {
 }
 
 
-def _left_early(attempt: Attempt, broken: Rank) -> tuple[int, ...]:
-    """Where a rank broke as it missed another: who had ended well, and left it alone."""
-    if broken.cause not in SYMPTOMS:
-        return ()
-    before = broken.ended or float("inf")
-    return tuple(
-        r.rank
-        for r in attempt.ranks
-        if r.state is RankState.SUCCEEDED and (r.ended or 0.0) <= before
-    )
-
-
-def judge(rank: Rank, run: Run, early: tuple[int, ...] = ()) -> Verdict:
-    """
-    The verdict on a run whose first broken rank this is.
-
-    ``early``: ranks that ended well before it, where it broke as it missed one.
-    """
+def judge(rank: Rank, run: Run, attempt: Attempt) -> Verdict:
+    """The verdict on a run whose first broken rank this is, in its latest attempt."""
     what = rank.message
     if not what and rank.signal is not None:
         what = f"killed by signal {rank.signal}"
     elif not what and rank.exit_code is not None:
         what = f"exited with status {rank.exit_code}"
     message, _, hint = (what or f"ended: {rank.state}").partition("\nhint: ")
-    if early:
-        names = ", ".join(label(run.spec, number) for number in early[:10])
-        message += f"; {names} had ended with status 0 before"
+    message += absent(rank, attempt)
+    if left_early(rank, attempt):
         hint = (
             "do all ranks do the same number of steps? one that ends early leaves the others alone"
         )

@@ -119,7 +119,7 @@ def _humane(key: str, value: Any) -> Any:
     return value
 
 
-_DURATIONS = frozenset({"timeout", "grace", "backoff", "hold", "stall"})
+_DURATIONS = frozenset({"timeout", "grace", "backoff", "hold", "stall", "lease"})
 
 
 def _role(value: Any) -> Any:
@@ -248,8 +248,19 @@ def _wrong(value: Any, message: str, path: str) -> InvalidSpec:
     quote = what == "text" and isinstance(value, bool | int | float)
     return InvalidSpec(
         f"{path}{inside.rstrip('`')}: expected {what}, found {_shown(value)}",
-        hint="put it in quotes" if quote else "",
+        hint="put it in quotes" if quote else _example(path),
     )
+
+
+#: A right value of keys that are often written wrong.
+_EXAMPLES = {"workers": 2, "processes": 2, "restarts": 2, "priority": 10, "cpu": 0.5, "gpu": 1}
+
+
+def _example(path: str) -> str:
+    key = path.rpartition(".")[2]
+    if key in _EXAMPLES:
+        return f"for example  {key}: {_EXAMPLES[key]}"
+    return "what each key takes: docs/reference/job.md, wherry run --help"
 
 
 def _join(path: str, key: Any) -> str:

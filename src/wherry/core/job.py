@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from wherry.core import retry
+from wherry.core.faults import Fault
 from wherry.core.launch import launcher
 from wherry.errors import InvalidSpec
 
@@ -111,6 +112,7 @@ class MetricRule(Struct, frozen=True, kw_only=True, rename={"source": "from"}):
 
     pattern: str  #: a regular expression; its first group is the number
     source: Literal["stdout", "stderr"] = "stdout"
+    sample: str = ""  #: a line of the output that must match; pre-flight tries it
 
 
 class Environment(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -187,6 +189,8 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     grace: Annotated[float, Meta(ge=0)] | None = None  #: seconds from SIGTERM to SIGKILL
     hold: Annotated[float, Meta(ge=0)] | None = None  #: seconds that a failed rank is kept
     stall: Annotated[float, Meta(ge=0)] | None = None  #: seconds without a sign of life; 0: never
+    lease: Annotated[float, Meta(gt=0)] | None = None  #: seconds of silence after which one is lost
+    faults: tuple[Fault, ...] = ()  #: what a rehearsal injects
     priority: int = 0  #: larger first
     tags: tuple[str, ...] = ()
     note: str = ""
@@ -217,13 +221,19 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
         for env in (self.env, *(role.env for role in self.roles.values())):
             for key, value in env.items():
                 if not key or "=" in key or "\0" in key + value:
-                    raise InvalidSpec(f"{key!r} is not the name of an environment variable")
+                    raise InvalidSpec(
+                        f"{key!r} is not the name of an environment variable",
+                        hint="write NAME=VALUE",
+                    )
         self._check_group()
         for name, rule in self.metrics.items():
             try:
                 groups = re.compile(rule.pattern).groups
             except re.error as error:
-                raise InvalidSpec(f"metric {name!r}: {rule.pattern!r}: {error}") from None
+                raise InvalidSpec(
+                    f"metric {name!r}: {rule.pattern!r}: {error}",
+                    hint="a regular expression with the number in parentheses: loss=([0-9.]+)",
+                ) from None
             if groups < 1:
                 raise InvalidSpec(
                     f"metric {name!r}: {rule.pattern!r} has no group",
@@ -231,6 +241,8 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
                 )
         for end in (*self.retry_on, *self.fail_on):
             retry.check(end)
+        for fault in self.faults:
+            fault.check(self.world_size)
         return self
 
     def _check_group(self) -> None:

@@ -310,6 +310,23 @@ class Client:
         """The pickle that rank 0 left: see ``sdk.functions.load_result``. :raises NotFound:"""
         return self.http.call("GET", f"{_ROOT}/runs/{segment(ref)}/result")
 
+    # --- the tasks of wherry.map
+    def put_tasks(self, run: str, epoch: str, frames: bytes) -> api.TasksTaken:
+        """Send chunks (``agent.tasks``). Again: harmless."""
+        answer = self.http.call(
+            "POST", f"{_ROOT}/runs/{segment(run)}/tasks", query={"epoch": epoch}, body=frames
+        )
+        return _decode(answer, api.TasksTaken)
+
+    def collect_tasks(self, run: str, epoch: str, after: int, *, wait: float = 0.0) -> bytes:
+        """Frames: what was answered after the first ``after`` answers, once there is something."""
+        query = {"epoch": epoch, "after": after, "wait": f"{wait:g}"}
+        return self.http.call("GET", f"{_ROOT}/runs/{segment(run)}/tasks", query=query)
+
+    def end_tasks(self, run: str) -> None:
+        """No more will come. Again: harmless."""
+        self.http.call("DELETE", f"{_ROOT}/runs/{segment(run)}/tasks")
+
     # --- helpers
     def _get(self, path: str, kind: type[T], query: dict[str, Any] | None = None) -> T:
         return _decode(self.http.call("GET", _ROOT + path, query=query, timeout=90.0), kind)

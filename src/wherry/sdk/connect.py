@@ -96,7 +96,8 @@ def start_server(home: Path, *, wait: float = 20.0) -> ServerInfo:
     if found := find_server(home):
         return found
     _check_installed()
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings.check()
+    settings.make_home(home)
     log = home / "server.log"
     offset = log.stat().st_size if log.exists() else 0
     child = _spawn(home, log)
@@ -226,7 +227,7 @@ def _locked(home: Path) -> bool:
 
     try:
         descriptor = os.open(home / "server.lock", os.O_RDONLY)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -65,6 +65,19 @@ def context(name: str | None = "", home: Path | None = None) -> Context:
     )
 
 
+def chosen(name: str = "") -> str:
+    """Why :func:`context` answers as it does, for people."""
+    found = context(name)
+    place = "this machine" if found.endpoint is None else f"context {found.name!r}"
+    if name:
+        return f"on {place}, as --on said"
+    if variable := str(settings.get("context")):
+        return f"on {place}, as WHERRY_CONTEXT={variable} says"
+    if found.endpoint is None:
+        return f"on {place}: no --on was given, and no other context is in use"
+    return f"on {place}: no --on was given, and it is the context in use"
+
+
 def add(name: str, url: str, token: str, home: Path | None = None) -> Context:
     """
     Write down a control plane. Again with the same values: nothing changes.

@@ -13,6 +13,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ class Function:
     function: Callable[..., Any]
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    #: whether the ranks serve tasks: see :class:`Served`
+    tasks = False
 
     def __post_init__(self) -> None:
         if not callable(self.function):
@@ -146,14 +150,21 @@ def load_result(data: bytes) -> Any:
         ) from None
     if found["ok"]:
         return found["value"]
-    remote = RemoteTraceback(found["traceback"])
-    try:
-        exception = pickle.loads(found["exception"])
-    except Exception:
-        exception = None
-    if not isinstance(exception, BaseException):
-        exception = RunFailed(f"{found['type']}: {found['message']}")
-    raise exception from remote
+    raise remote_error(found)
+
+
+def remote_error(found: Mapping[str, Any]) -> BaseException:
+    """
+    The exception in what ``agent.call.failure`` made, with a :class:`RemoteTraceback` as its cause.
+
+    A ``RunFailed`` instead, where it cannot be unpickled here.
+    """
+    exception: BaseException = RunFailed(f"{found['type']}: {found['message']}")
+    with suppress(Exception):
+        loaded = pickle.loads(found["exception"])
+        exception = loaded if isinstance(loaded, BaseException) else exception
+    exception.__cause__ = RemoteTraceback(found["traceback"])
+    return exception
 
 
 def _builtin(module: str) -> bool:
@@ -182,3 +193,37 @@ def _dumps(value: Any) -> bytes:
     import cloudpickle  # type: ignore[import-untyped]
 
     return bytes(cloudpickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL))
+
+
+@dataclass(frozen=True)
+class Served(Function):
+    """
+    Workers that serve tasks: see ``agent.pool``.
+
+    :param function: what each calls first. :param path: folders that it imports from, beside the
+        project's. :param title: what people call it.
+    """
+
+    path: tuple[str, ...] = ()
+    title: str = ""
+    tasks = True
+
+    @property
+    def name(self) -> str:
+        return self.title or super().name
+
+    def pack(self, root: Path, manifest: Manifest, environment: Environment) -> bytes:
+        _check_minor(environment, self.name)  # of what comes later nobody knows how it travels
+        try:
+            call = (None if self.function is nothing else self.function, self.args)
+            return pickle.dumps(list(self.path)) + _dumps(call)
+        except Exception as error:
+            raise self._culprit(error) from None
+
+    @property
+    def file(self) -> Path | None:
+        return None
+
+
+def nothing() -> None:
+    """What a worker calls first where nobody said."""

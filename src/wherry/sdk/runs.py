@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from wherry.core import files
 from wherry.core.api import LogLine, MetricSeries, RunDetail
 from wherry.core.bundle import check_path
+from wherry.core.explain import Fact, explain
 from wherry.core.job import Group, JobSpec, Scalar
 from wherry.core.run import File, Verdict
 from wherry.core.run import Run as Snapshot
@@ -26,8 +27,9 @@ from wherry.core.states import RunState
 from wherry.errors import InvalidInput, NestedSubmit, NotFound, RunFailed, Unavailable, WaitTimeout
 from wherry.sdk.client import Client, Stream
 from wherry.sdk.connect import connect
+from wherry.sdk.contexts import chosen, context
 from wherry.sdk.functions import Function, load_result
-from wherry.sdk.submit import Draft, prepare, send
+from wherry.sdk.submit import Draft, Prepared, prepare, send
 
 if TYPE_CHECKING:
     from wherry.bundle.environment import Choice
@@ -64,6 +66,7 @@ def run(
     python: str = "",
     packages: Iterable[str] = (),
     folder: str | os.PathLike[str] | None = None,
+    preflight: bool = True,
     **kwargs: Any,
 ) -> Run:
     """
@@ -94,9 +97,11 @@ def run(
         "active" (the interpreter in use), "none" (Python alone).
     :param python: build the environment with this version. :param packages: and with these.
     :param folder: the working folder; by default the current one.
+    :param preflight: look for mistakes before anything is queued; what may be one is a Python
+        warning. :raises Preflight: for what is sure to fail.
     :raises NestedSubmit: in a rank of another run. :raises WherryError: what is wrong, and a hint.
     """
-    _refuse_nested()
+    refuse_nested()
     resources = {"cpu": cpu, "memory": memory, "gpu": gpu}
     said: dict[str, Any] = {
         "name": name, "workers": _workers(workers), "group": group, "processes": processes,
@@ -117,8 +122,22 @@ def run(
         packages=tuple(packages),
     )
     prepared = prepare(draft)
+    if preflight:
+        _examine(prepared, on)
     client = connect(on)
-    return Run(client, send(client, prepared))
+    return Run(client, send(client, prepared, why=chosen(on)))
+
+
+def _examine(prepared: Prepared, on: str) -> None:
+    import warnings
+
+    from wherry.sdk import preflight
+
+    found = preflight.examine(prepared, here=context(on).endpoint is None)
+    for finding in found:
+        if finding.level == "warning":
+            warnings.warn(str(finding), stacklevel=3)
+    preflight.refuse(found)
 
 
 class Run:
@@ -172,6 +191,10 @@ class Run:
         """Everything known of it: attempts, ranks, parameters, metrics at a glance, events."""
         return self._client.run(self.id)
 
+    def explain(self) -> tuple[Fact, ...]:
+        """Why it waited, failed, was tried again, went there: from recorded facts, in order."""
+        return explain(self.detail())
+
     def wait(self, timeout: float | None = None) -> Run:
         """
         Wait until it is over, however it ends. Returns itself.
@@ -199,7 +222,7 @@ class Run:
         if self._snapshot.state != RunState.SUCCEEDED:
             if pickled := self._exception():
                 load_result(pickled)
-            raise _failure(self._snapshot)
+            raise failure(self._snapshot)
         return None if self.spec.call is None else load_result(self._client.result(self.id))
 
     def logs(
@@ -263,7 +286,7 @@ class Run:
     def _exception(self) -> bytes:
         """The pickle that the rank which failed first left of its exception; empty if none."""
         verdict = self._snapshot.verdict
-        if self.spec.call is None or verdict is None or verdict.cause != "exception":
+        if self.spec.call is None or verdict is None:
             return b""
         ranks = self.detail().attempts[-1].ranks
         digest = next((r.result for r in ranks if r.rank == verdict.rank), "")
@@ -314,7 +337,8 @@ def _fetch(client: Client, ref: str, file: File, target: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _refuse_nested() -> None:
+def refuse_nested() -> None:
+    """:raises NestedSubmit: in a rank of a run."""
     if run_id := os.environ.get("WHERRY_RUN_ID"):
         main = os.path.basename(getattr(sys.modules["__main__"], "__file__", "") or "")
         # Where the rank runs a function, the file that has it is imported, and only then.
@@ -384,7 +408,8 @@ def _said(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value is not None}
 
 
-def _failure(shot: Snapshot) -> RunFailed:
+def failure(shot: Snapshot) -> RunFailed:
+    """The error that says how a run ended."""
     verdict = shot.verdict or Verdict()
     message = f"run {shot.id} ({shot.name}) {_ENDED[shot.state]}"
     if verdict.message:

@@ -31,7 +31,7 @@ from wherry.core.run import Run
 from wherry.errors import BundleMissing, ChangedDuringCapture
 from wherry.sdk.client import Client, new_key
 from wherry.sdk.functions import Function, import_folder, import_path
-from wherry.sdk.target import Target, find_target
+from wherry.sdk.target import Target, find_target, missing_program
 
 if TYPE_CHECKING:
     from wherry.bundle.environment import Choice
@@ -100,6 +100,7 @@ def prepare(draft: Draft, *, unsettled: Collection[str] = ()) -> Prepared:
     in_place = draft.foreground if draft.in_place is None else draft.in_place
     anchor = target.script if draft.function is None else draft.function.file
     target, root = _place(target, anchor, in_place=in_place)
+    settings.make_home(settings.home())
     captured = capture(
         root,
         cache=settings.home() / "client",
@@ -108,6 +109,13 @@ def prepare(draft: Draft, *, unsettled: Collection[str] = ()) -> Prepared:
         unsettled=unsettled,
     )
     environment, blobs, notes = _environment(draft, root, target, in_place=in_place)
+
+    if draft.function is None and "PATH" not in draft.changes.get("env", {}):
+        path = os.environ.get("PATH", os.defpath)
+        missing = missing_program(target, environment.python, path)
+        # What a built environment brings is known when it is there.
+        if missing and (environment.kind == "active" or "[project.scripts]" in missing.hint):
+            raise missing
 
     data = {"name": usable_name(target.name), **files.merge(target.job, files.check(draft.changes))}
     if target.command:
@@ -127,6 +135,9 @@ def prepare(draft: Draft, *, unsettled: Collection[str] = ()) -> Prepared:
         in_place=str(captured.root) if in_place else "",
     )
     spec = msgspec.structs.replace(files.spec(data), code=code, environment=environment)
+    if spec.call is not None and draft.function is not None and draft.function.tasks:
+        call = msgspec.structs.replace(spec.call, tasks=True)
+        spec = msgspec.structs.replace(spec, call=call, group="pool")
     return Prepared(spec=spec, captured=captured, blobs=blobs, notes=notes, draft=draft)
 
 
@@ -138,6 +149,7 @@ def send(
     foreground: bool = False,
     attach: str = "",
     key: str = "",
+    why: str = "",
 ) -> Run:
     """
     Make the run; push first what the control plane does not have.
@@ -147,12 +159,18 @@ def send(
 
     :param attach: a Unix socket on this machine that the run's agents connect to.
     :param key: an idempotency key; by default a fresh one for this call.
+    :param why: it goes to this control plane, for people (``contexts.chosen``).
     :raises ChangedDuringCapture: where a file is written to all the time.
     """
     unsettled: set[str] = set()
     for _ in range(_TRIES):
         try:
-            return _send(client, prepared, backend, foreground, attach, key or new_key())
+            return _send(
+                client,
+                _submit(prepared, backend, foreground, attach, why),
+                prepared,
+                key or new_key(),
+            )
         except ChangedDuringCapture:
             if prepared.draft is None:
                 raise
@@ -160,7 +178,9 @@ def send(
             if again.spec.code.in_place:
                 unsettled |= _edited(prepared, again)
             prepared = again
-    return _send(client, prepared, backend, foreground, attach, key or new_key())
+    return _send(
+        client, _submit(prepared, backend, foreground, attach, why), prepared, key or new_key()
+    )
 
 
 def _edited(before: Prepared, after: Prepared) -> set[str]:
@@ -171,16 +191,18 @@ def _edited(before: Prepared, after: Prepared) -> set[str]:
     return {path for path in was if was[path] != now.get(path)}
 
 
-def _send(
-    client: Client, prepared: Prepared, backend: str, foreground: bool, attach: str, key: str
-) -> Run:
-    submit = Submit(
+def _submit(prepared: Prepared, backend: str, foreground: bool, attach: str, why: str) -> Submit:
+    return Submit(
         spec=prepared.spec,
         backend=backend,
         foreground=foreground,
         attach=attach,
         parent=prepared.parent,
+        why=why,
     )
+
+
+def _send(client: Client, submit: Submit, prepared: Prepared, key: str) -> Run:
     try:
         return client.submit(submit, key=key)
     except BundleMissing:

@@ -21,6 +21,7 @@ from wherry.errors import InvalidSpec, ScriptNotFound
 _NEARBY = 5000  # names looked at for a suggestion
 _SKIPPED = {"node_modules", "__pycache__", "venv", "site-packages"}
 _PYTHONS = ("python", "python3")
+_FORMS = "wherry run takes a Python file, -m MODULE, a job file, or -- and a program"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,8 @@ def _command(words: tuple[str, ...], folder: Path) -> Target:
         return _python(words, folder)
     if path.suffix == ".py" or (path.is_dir() and (path / "__main__.py").exists()):
         return _script(first, rest, folder)
+    if path.is_dir():
+        raise _is_folder(first, path)
     if path.is_file():
         if not os.access(path, os.X_OK):
             return _script(first, rest, folder)
@@ -109,11 +112,54 @@ def _job_file(word: str, rest: tuple[str, ...], folder: Path) -> Target:
     return replace(target, job=job, name=str(job.get("name") or path.stem))
 
 
+def _is_folder(word: str, path: Path) -> ScriptNotFound:
+    package = path.name if (path / "__init__.py").exists() else ""
+    inside = sorted(found.name for found in path.glob("*.py") if found.name[0] != "_")
+    hint = f"name a script in it: wherry run {os.path.join(word, inside[0])}" if inside else _FORMS
+    if package and path.parent == Path.cwd():
+        hint = f"a package without __main__.py: wherry run -m {package}.MODULE"
+    return ScriptNotFound(f"{word!r} is a folder and has no __main__.py", hint=hint)
+
+
+def missing_program(target: Target, python: str, path: str) -> ScriptNotFound | None:
+    """The error where the command's program is neither on PATH nor beside its interpreter."""
+    word = target.command[0] if target.command else ""
+    if not word or "/" in word or word in _PYTHONS or (Path(python).parent / word).exists():
+        return None
+    if shutil.which(word, path=path):
+        return None
+    scripts = _project_scripts(target.folder)
+    hint = _FORMS
+    if word in scripts:
+        module, _, function = scripts[word].partition(":")
+        hint = (
+            f"pyproject.toml has it in [project.scripts], and the project itself is not installed: "
+            f"wherry run -- python -c 'from {module} import {function}; {function}()'"
+        )
+    elif near := difflib.get_close_matches(word, scripts, n=1):
+        hint = f"did you mean {near[0]!r}?"
+    return ScriptNotFound(f"there is no program {word!r} on PATH", hint=hint)
+
+
+def _project_scripts(folder: Path) -> dict[str, str]:
+    """The console scripts that the nearest pyproject.toml declares."""
+    for place in (folder, *folder.parents):
+        if (file := place / "pyproject.toml").is_file():
+            import tomllib
+
+            try:
+                found = tomllib.loads(file.read_text("utf-8")).get("project", {}).get("scripts", {})
+            except (OSError, ValueError):
+                return {}
+            return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+    return {}
+
+
 def _not_found(word: str, folder: Path) -> ScriptNotFound:
     near = _near(word, folder, cutoff=0.6)
     where = "" if os.path.isabs(word) else f" in {folder}"
     return ScriptNotFound(
-        f"there is no file {word!r}{where}", hint=f"did you mean {near!r}?" if near else ""
+        f"there is no file {word!r}{where}", hint=f"did you mean {near!r}?" if near else _FORMS
     )
 
 

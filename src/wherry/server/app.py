@@ -39,12 +39,13 @@ from wherry.control.live import Live
 from wherry.control.reconcile import Options, Reconciler
 from wherry.control.reports import Ingest
 from wherry.control.runs import Runs
+from wherry.control.tasks import Brokers
 from wherry.control.tokens import Tokens
 from wherry.core.api import Prune, encode
 from wherry.core.ids import new_token
 from wherry.errors import Internal, InvalidInput, NotFound, WherryError
 from wherry.server.auth import Guard
-from wherry.server.routes import admin, agents, blobs, logs, runs
+from wherry.server.routes import admin, agents, blobs, logs, runs, tasks
 from wherry.server.services import Services
 from wherry.store.base import Store
 from wherry.store.sql import SCHEMA, SqlStore
@@ -110,16 +111,18 @@ class ControlPlane:
             bus=bus,
             removed=lambda run_id: shutil.rmtree(home / "checkpoints" / run_id, ignore_errors=True),
         )
+        brokers = Brokers(store=store, runs=use_cases, bus=bus, lease=settings.get("driver_lease"))
         self.services = Services(
             store=store,
             blobs=blobs,
             runs=use_cases,
+            tasks=brokers,
             ingest=ingest,
             live=live,
             tokens=tokens,
             bus=bus,
             reconciler=self.reconciler,
-            cleanup=_cleanup(home, store, blobs, use_cases),
+            cleanup=_cleanup(home, store, blobs, use_cases, brokers),
             bundled=lru_cache(64)(lambda bundle: entries(blobs, bundle)),
             home=home,
             owner=getpass.getuser(),
@@ -184,13 +187,14 @@ def embedded(home: Path, *, url: str) -> ControlPlane:
     )
 
 
-def _cleanup(home: Path, store: Store, blobs: Blobs, use_cases: Runs) -> Cleanup:
+def _cleanup(home: Path, store: Store, blobs: Blobs, use_cases: Runs, brokers: Brokers) -> Cleanup:
     return Cleanup(
         store=store,
         blobs=blobs,
         delete=use_cases.delete,
         prune_cache=lambda days: environment.prune(str(home / "cache"), days),
         keep=(home / "secret", home / "token"),
+        lent=brokers.lent,
     )
 
 
@@ -203,11 +207,13 @@ def _routes(plane: ControlPlane) -> Litestar:
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         plane.start()
+        await plane.services.tasks.start()
         pruning = asyncio.create_task(plane.prune_for_ever())
         try:
             yield
         finally:
             pruning.cancel()
+            plane.services.tasks.close()
             plane.close()
 
     return Litestar(
@@ -218,6 +224,8 @@ def _routes(plane: ControlPlane) -> Litestar:
             blobs.router,
             runs.router,
             logs.router,
+            tasks.router,
+            tasks.workers,
         ],
         dependencies={"services": Provide(lambda: plane.services, sync_to_thread=False)},
         exception_handlers={

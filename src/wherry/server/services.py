@@ -18,6 +18,7 @@ from wherry.control.live import Live
 from wherry.control.reconcile import Reconciler
 from wherry.control.reports import Ingest
 from wherry.control.runs import Runs
+from wherry.control.tasks import Brokers
 from wherry.control.tokens import Tokens
 from wherry.store.base import Store
 
@@ -28,6 +29,7 @@ class Services(Struct, frozen=True, kw_only=True):
     store: Store
     blobs: Blobs
     runs: Runs
+    tasks: Brokers
     ingest: Ingest
     live: Live
     tokens: Tokens

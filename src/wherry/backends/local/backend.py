@@ -14,6 +14,7 @@ import fcntl
 import os
 import queue
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -28,7 +29,7 @@ from msgspec.structs import replace
 
 from wherry.agent import journal, protocol
 from wherry.backends.base import Capability, Capacity, Member, Observation, Plan, Request
-from wherry.backends.local import machine
+from wherry.backends.local import machine, networks
 from wherry.backends.local.cgroups import Cgroups
 from wherry.backends.local.folder import (
     AttemptFolder,
@@ -87,9 +88,10 @@ class LocalBackend:
         gpus = sum(count * ask.gpu for count, ask in shares(request.spec))
         if gpus > len(machine.gpus()):
             raise CapabilityMissing(
-                f"the run asks for {gpus} GPUs over its {len(request.members)} ranks; this "
+                f"the run asks for {gpus} GPU{'s' * (gpus != 1)} over its ranks, of which there "
+                f"{'is 1' if len(request.members) == 1 else f'are {len(request.members)}'}; this "
                 f"machine has {len(machine.gpus())}",
-                hint="ask for fewer with --gpu, or choose a cluster with --on",
+                hint="ask for fewer with --gpu",
             )
         places = roster(request.spec)
         roles = [[p.role, p.index] for p in places] if request.spec.roles else []
@@ -128,6 +130,7 @@ class LocalBackend:
             "lease": request.lease,
             "barrier_timeout": request.barrier_timeout,
             "spool_limit": request.spool_limit,
+            "network": self._network(request, member),
             "limits": {
                 "memory": spec.resources.memory,
                 "cgroup": self._cgroups.folders(
@@ -144,6 +147,15 @@ class LocalBackend:
             "gpus": spec.resources.gpu,
             "config": config,
         }
+
+    def _network(self, request: Request, member: Member) -> dict[str, str]:
+        """Where the rank's program lives, if not where we are."""
+        if not networks.wanted(request.spec, request.attempt):
+            return {}
+        if why := networks.missing():
+            return {"missing": why}
+        wire = networks.wire(request.attempt, member.rank, member.incarnation)
+        return wire.config(shutil.which("ip") or "ip")
 
     # --- launch
     def launch(self, plan: Plan) -> None:
@@ -174,7 +186,7 @@ class LocalBackend:
         if folder.deadline is not None:
             return
         newer = {m.rank: m for m in request.members}
-        bodies = {body["rank"]: body for body in plan.body["ranks"]}
+        bodies = {body["rank"]: body for body in self._wired(plan)}
         for rank in folder.ranks():
             member = newer.get(rank.record.rank)
             if member is None or member.incarnation < rank.record.incarnation:
@@ -185,6 +197,22 @@ class LocalBackend:
                 rank = RankFolder(folder.path, record, folder.attempt)
             if not rank.spawned:
                 self._launch_rank(rank, bodies[member.rank], member.token, request)
+
+    def _wired(self, plan: Plan) -> list[dict[str, Any]]:
+        """The ranks of the plan, with networks where it says so and they can be made."""
+        bodies: list[dict[str, Any]] = plan.body["ranks"]
+        attempt = plan.request.attempt
+        if not any("namespace" in body["config"]["network"] for body in bodies):
+            return bodies
+        try:
+            networks.make(
+                networks.wire(attempt, m.rank, m.incarnation) for m in plan.request.members
+            )
+        except WherryError as error:
+            networks.remove(attempt)
+            none = {"missing": error.message}
+            return [{**body, "config": {**body["config"], "network": none}} for body in bodies]
+        return bodies
 
     def _launch_rank(
         self, rank: RankFolder, body: dict[str, Any], token: str, request: Request

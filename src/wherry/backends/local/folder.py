@@ -30,7 +30,7 @@ import msgspec
 from msgspec import Struct
 
 from wherry.agent import platform
-from wherry.backends.local import cgroups
+from wherry.backends.local import cgroups, networks
 from wherry.core.run import AttemptId, RankObservation
 
 LINGER = 60.0  #: seconds past its grace that an agent has to send what its program left
@@ -273,6 +273,7 @@ class AttemptFolder:
         for rank in ranks:
             rank.kill()
             cgroups.remove(rank.cgroups())
+        networks.remove(self.attempt)
         for last in (False, False, True):
             # A process in its last moment may still write a file; a copy of code may be read-only.
             shutil.rmtree(self.path, ignore_errors=not last)

@@ -7,7 +7,9 @@ The protocol is described in ``agent.protocol``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any
 
@@ -24,9 +26,9 @@ from wherry.control.tokens import RankIdentity
 from wherry.core import elastic
 from wherry.core.api import Digests
 from wherry.core.bundle import check_digest
-from wherry.core.run import Attempt, Rank
+from wherry.core.run import Attempt, Event, Rank
 from wherry.core.states import RANK_TERMINAL, RankState
-from wherry.errors import Forbidden, StaleToken
+from wherry.errors import Forbidden, NotFound, StaleToken
 from wherry.server.services import Services, Wired
 
 _INLINE = 64 * 1024  # bytes of frames that are parsed on the event loop
@@ -44,10 +46,11 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     python: str = ""
 
 
-def _who(request: Request[Any, Any, Any]) -> RankIdentity:
-    identity = request.scope["state"]["identity"]
-    assert isinstance(identity, RankIdentity)
-    return identity
+def identity(request: Request[Any, Any, Any]) -> RankIdentity:
+    """Whose token came with the request."""
+    who = request.scope["state"]["identity"]
+    assert isinstance(who, RankIdentity)
+    return who
 
 
 @post("/hello", status_code=HTTP_200_OK)
@@ -55,18 +58,35 @@ async def hello(
     request: Request[Any, Any, Any], data: JSONBody[Hello], services: Wired
 ) -> dict[str, int | float]:
     """An agent has come up; it learns what was stored of it already."""
-    who = _who(request)
-    rank = await asyncio.to_thread(
-        services.store.arrive,
-        who.attempt,
-        who.rank,
-        who.incarnation,
-        address=data.address,
-        ports=data.ports,
-    )
+    who = identity(request)
+    try:
+        rank = await asyncio.to_thread(
+            services.store.arrive,
+            who.attempt,
+            who.rank,
+            who.incarnation,
+            address=data.address,
+            ports=data.ports,
+        )
+    except StaleToken:
+        await asyncio.to_thread(_turned_away, services, who)
+        raise
     services.live.heard(who.attempt, who.rank)
     services.bus.publish(who.attempt.run)
     return {"acked": rank.acked, "lease": services.live.lease}
+
+
+def _turned_away(services: Services, who: RankIdentity) -> None:
+    """Note that a rank came back for which another one had been put in place."""
+    message = f"rank {who.rank} came back, too late, and was turned away"
+    run, number = who.attempt.run, who.attempt.number
+    with contextlib.suppress(NotFound):
+        services.store.add_event(
+            Event(
+                run=run, time=time.time(), kind="refused", message=message,
+                attempt=number, rank=who.rank,
+            )
+        )  # fmt: skip
 
 
 @get("/peers")
@@ -81,7 +101,7 @@ async def peers(
 
     In an elastic group: those of the round after ``round``, which this rank has left.
     """
-    who = _who(request)
+    who = identity(request)
     rounds = await asyncio.to_thread(_ask, services, who, round)
     deadline = asyncio.get_running_loop().time() + wait
     while True:
@@ -109,7 +129,7 @@ async def peers(
 
 def _ask(services: Services, who: RankIdentity, round: int) -> bool:
     """Note that the rank is ready to meet the others; whether its group has rounds."""
-    _still_current(services, who)
+    still_current(services, who)
     run = who.attempt.run
     rounds = services.store.run(run).spec.group == "elastic"
     if rounds and round:
@@ -141,14 +161,14 @@ def _met(attempt: Attempt, who: RankIdentity) -> list[Rank]:
 @post("/reports", status_code=HTTP_200_OK, request_max_body_size=_MAX_REPORT)
 async def reports(request: Request[Any, Any, Any], services: Wired) -> dict[str, Any]:
     """Frames, or none for a heartbeat. What is acknowledged is on disk."""
-    who = _who(request)
+    who = identity(request)
     body = await request.body()
     if len(body) > _INLINE:
         report = await asyncio.to_thread(parse, who, body)
     else:
         report = parse(who, body)
     if report is None:
-        acked = await asyncio.to_thread(_still_current, services, who)
+        acked = await asyncio.to_thread(still_current, services, who)
     else:
         acked = await services.ingest.add(report)
     services.live.heard(who.attempt, who.rank)
@@ -159,7 +179,7 @@ async def reports(request: Request[Any, Any, Any], services: Wired) -> dict[str,
     }
 
 
-def _still_current(services: Services, who: RankIdentity) -> int:
+def still_current(services: Services, who: RankIdentity) -> int:
     """What was stored of this rank. :raises StaleToken: where it was declared over."""
     attempt = services.store.attempt(who.attempt)
     rank = attempt.ranks[who.rank]
@@ -173,7 +193,7 @@ def _still_current(services: Services, who: RankIdentity) -> int:
 @get("/blobs/{digest:str}")
 async def fetch(request: Request[Any, Any, Any], digest: FromPath[str], services: Wired) -> Stream:
     """One blob that belongs to the rank's run."""
-    await asyncio.to_thread(_allow, services, _who(request), [check_digest(digest)])
+    await asyncio.to_thread(_allow, services, identity(request), [check_digest(digest)])
     services.blobs.size(digest)
     return Stream(services.blobs.get(digest), media_type="application/octet-stream")
 
@@ -183,7 +203,7 @@ async def fetch_many(
     request: Request[Any, Any, Any], data: JSONBody[Digests], services: Wired
 ) -> Stream:
     """Many blobs that belong to the rank's run, as one pack."""
-    await asyncio.to_thread(_allow, services, _who(request), list(data.digests))
+    await asyncio.to_thread(_allow, services, identity(request), list(data.digests))
     return Stream(_pack(services.blobs, data.digests), media_type="application/octet-stream")
 
 
@@ -203,6 +223,8 @@ def _allow(services: Services, who: RankIdentity, digests: list[str]) -> None:
     }
     if spec.code.bundle:
         allowed |= services.bundled(spec.code.bundle)
+    if spec.call and spec.call.tasks:
+        allowed |= services.tasks.granted(who.attempt.run)
     for digest in digests:
         if digest not in allowed:
             raise Forbidden(f"blob {digest[:80]} is no part of run {who.attempt.run}")
@@ -211,7 +233,7 @@ def _allow(services: Services, who: RankIdentity, digests: list[str]) -> None:
 @put("/blobs/{digest:str}", status_code=HTTP_204_NO_CONTENT, request_max_body_size=None)
 async def store(request: Request[Any, Any, Any], digest: FromPath[str], services: Wired) -> None:
     """Keep a blob; it can be seen when it is whole."""
-    await asyncio.to_thread(_still_current, services, _who(request))
+    await asyncio.to_thread(still_current, services, identity(request))
     await receive(services.blobs, check_digest(digest), request.stream())
 
 

@@ -33,7 +33,7 @@ def create(connection: Connection, run: Run, *, key: str, request: str) -> Run:
         connection.execute(insert(tags), [own | {"tag": tag} for tag in sorted({*run.spec.tags})])
     if digests := _digests(run.spec):
         connection.execute(insert(uses), [own | {"digest": digest} for digest in digests])
-    history.add(connection, Event(run=run.id, time=run.created, kind=run.state))
+    history.add(connection, Event(run=run.id, time=run.created, kind=run.state, message=run.reason))
     return run
 
 
