@@ -38,7 +38,7 @@ def test_every_verb_of_a_store_is_known_to_read_or_to_write() -> None:
         *("check", "backup", "create_run", "move_run", "set_reason", "request_stop"),
         *("delete_run", "create_attempt", "mark_stopping", "end_attempt", "arrive", "move_rank"),
         *("ingest", "add_event", "prune_idempotency"),
-        *("replace_rank", "leave_round", "form_round"),
+        *("replace_rank", "leave_round", "form_round", "keep_checkpoint"),
     }
     assert verbs - writes == fakes._READS
 

@@ -20,6 +20,7 @@ _READS = frozenset(
             "params",
             "files",
             "events",
+            "checkpoints",
             "finished_before",
             "referenced_blobs",
         ),
