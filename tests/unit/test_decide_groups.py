@@ -150,6 +150,8 @@ def ended_with(**fields: Any) -> Attempt:
         ({"retry_on": ("SIGSEGV",)}, {"cause": "exit", "exit_code": 139}, True),
         ({"retry_on": ("oom",)}, {"cause": "oom", "signal": 9}, True),
         ({"retry_on": ("any",)}, {"cause": "exception", "exit_code": 1}, True),
+        ({"retry_on": ("exit",)}, {"cause": "exception", "exit_code": 1}, True),
+        ({"retry_on": ("exit",)}, {"cause": "signal", "signal": 9}, False),
         ({"retry_on": ("any",), "fail_on": ("3",)}, {"cause": "exit", "exit_code": 3}, False),
         ({"fail_on": ("preempted",)}, {"cause": "preempted"}, False),
         ({}, {"cause": "preempted"}, True),

@@ -368,7 +368,6 @@ class Reconciler:
                 self._note(run, "rank", f"rank {rank} {state}: {message}", attempt, rank)
             case d.Replace(rank, incarnation, cost):
                 if self.store.replace_rank(attempt, rank, incarnation, cost=cost):
-                    self._note(run, "replaced", f"rank {rank} is replaced", attempt, rank)
                     self.live.forget(attempt, rank)
                     self._drained.get(attempt, set()).discard(rank)
                     self._launch(run, attempt)

@@ -68,6 +68,8 @@ def _any(rules: Iterable[str], cause: str, code: int | None, number: int | None)
 def _matches(rule: str, cause: str, code: int | None, number: int | None) -> bool:
     if rule in ("any", cause):
         return True
+    if rule == "exit":  # whatever more is known of why it exited
+        return bool(code)
     codes = _CODES.fullmatch(rule)
     if codes is not None:
         return code is not None and int(codes[1]) <= code <= int(codes[2] or codes[1])

@@ -73,8 +73,8 @@ class Database:
         """
         One transaction: committed at the end, rolled back where the block raises.
 
-        :raises StorageFull: :raises Conflict: for a row that exists. :raises Unavailable: for all
-            else that the database cannot do.
+        :raises StorageFull: :raises Conflict: for a row that exists. :raises InvalidInput: for a
+            number that no column holds. :raises Unavailable: for all else that it cannot do.
         """
         with self._connected() as connection, connection.begin():
             yield connection
@@ -135,6 +135,10 @@ class Database:
     def _translated(self) -> Iterator[None]:
         try:
             yield
+        except OverflowError:
+            raise InvalidInput(
+                "a number has more than 64 bits", hint="ask for a smaller one"
+            ) from None
         except exc.DBAPIError as error:
             raise self._in_words(error.orig) from error
         except sqlite3.Error as error:
