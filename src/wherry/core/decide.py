@@ -454,12 +454,18 @@ def judge(rank: Rank, run: Run, attempt: Attempt) -> Verdict:
         hint = (
             "do all ranks do the same number of steps? one that ends early leaves the others alone"
         )
+    many = run.spec.world_size > 1
     return Verdict(
         cause=rank.cause or "exit",
-        message=f"{label(run.spec, rank.rank)}: {message}" if run.spec.world_size > 1 else message,
-        hint=hint or _HINTS.get(rank.cause, ""),
+        message=f"{label(run.spec, rank.rank)}: {message}" if many else message,
+        hint=hint or _HINTS.get(rank.cause, "") or (_look(run, rank) if many else ""),
         rank=rank.rank,
         exit_code=rank.exit_code,
         signal=rank.signal,
         last_lines=rank.last_lines,
     )
+
+
+def _look(run: Run, rank: Rank) -> str:
+    log = f"wherry logs {run.id} --rank {rank.rank}"
+    return f"its whole log: {log}; --hold-on-failure 30m keeps such a rank to be looked into"
