@@ -45,6 +45,16 @@ def call(checkout: Path) -> Iterator[Call]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("script", ["sklearn_search.py", "map_folds.py"])
+def test_plain_python_learns_the_same_on_one_process_and_on_two(script: str, call: Call) -> None:
+    alone, together = (
+        call(f"examples/frameworks/{script}", "--workers", workers) for workers in ("1", "2")
+    )
+    assert alone == together
+    assert float(alone.rpartition("accuracy=")[2]) >= 0.95
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_digits_reaches_its_accuracy_on_any_number_of_workers(
     workers: int, call: Call, checkout: Path
