@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,16 @@ def test_an_entry_of_a_role_that_is_nowhere_is_found(role: str, examine: Examine
         f"command: python train.py\nroles: {{chief: 1, ps: {{command: {role}}}}}\n"
     )
     assert codes(examine("", words=("job.yaml",))) == [("error", "entry-point", 0)]
+
+
+def test_a_port_to_meet_at_that_is_taken_is_found(examine: Examine) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        meets = f"init(init_method='tcp://localhost:{port}')"
+        assert ("error", "port-taken") in {c[:2] for c in codes(examine(meets))}
+        words = ("env", "torchrun", f"--master-port={port}", "train.py")
+        assert ("error", "port-taken") in {c[:2] for c in codes(examine("", words=words))}
+    assert codes(examine(meets)) == []
 
 
 def test_a_module_that_is_nowhere_is_found(examine: Examine) -> None:

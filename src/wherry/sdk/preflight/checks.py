@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from wherry.sdk.preflight.imports import Packages
 from wherry.sdk.preflight.known import PROVIDED, PROVIDED_PREFIXES
 from wherry.sdk.preflight.project import Project
 
+_PORT_OPTION = re.compile(r"--(?:master[-_]port|rdzv[-_]endpoint)[= ](?:[^\s:]*:)?([0-9]{1,5})\b")
+_PORT_TEXT = re.compile(r"tcp://(?:localhost|127\.0\.0\.1|0\.0\.0\.0):([0-9]{1,5})\b")
 _LEGACY = "TF_USE_LEGACY_KERAS"
 
 
@@ -118,6 +121,36 @@ def variables(project: Project, spec: JobSpec) -> Iterator[Finding]:
                 file=project.name(file),
                 line=line,
             )
+
+
+def ports(project: Project, spec: JobSpec, *, here: bool) -> Iterator[Finding]:
+    """Ports of this machine that the job names itself, to meet at, and that somebody has taken."""
+    if not here:
+        return
+    words = " ".join([*spec.command, *(w for role in spec.roles.values() for w in role.command)])
+    named = {int(found): "" for found in _PORT_OPTION.findall(words)}
+    for file, scan in project.scans.items():
+        for text in sorted(scan.texts):
+            named |= {int(found): project.name(file) for found in _PORT_TEXT.findall(text)}
+    for port, where in named.items():
+        if not _is_free(port):
+            yield Finding(
+                level="error",
+                code="port-taken",
+                message=f"the ranks are to meet at port {port}, which another program has taken",
+                hint='leave the port to Wherry: init_method="env://", torchrun without a port',
+                file=where,
+            )
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError):
+            return False
+    return True
 
 
 def gpus(spec: JobSpec, packages: Packages) -> Iterator[Finding]:
