@@ -54,6 +54,8 @@ def mpi_variables(
         found["OMPI_MCA_plm_rsh_agent"] = "wherry-rsh"
         found["PRTE_MCA_plm"] = "ssh"
         found["PRTE_MCA_plm_ssh_agent"] = "wherry-rsh"
+        # Its daemon, where it detaches itself, now and then waits for ever for the first word.
+        found["PRTE_MCA_prte_leave_session_attached"] = "1"
     if root:
         for name in ("OMPI_ALLOW_RUN_AS_ROOT", "PRTE_ALLOW_RUN_AS_ROOT"):
             found[name] = found[f"{name}_CONFIRM"] = "1"
