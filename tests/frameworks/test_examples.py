@@ -89,6 +89,13 @@ def test_an_mpi_program_without_mpirun_is_alone(run: Run, mpirun: str) -> None:
 
 
 @slow
+def test_open_mpi_5_on_one_machine(run: Run, world: World) -> None:
+    world.write("who.sh", 'echo "accuracy=0.$OMPI_COMM_WORLD_RANK of $OMPI_COMM_WORLD_SIZE"')
+    found = run("openmpi-5", "--workers", "2", "--processes", "2", "--", "mpirun", "sh", "who.sh")
+    assert sorted(found) == [0.0, 0.1, 0.2, 0.3]
+
+
+@slow
 def test_under_mpirun_jax_finds_everything_by_itself(run: Run, mpirun: str) -> None:
     learned(run("main", "--workers", "2", "--", "mpirun", "python", "jax_distributed.py"), 2)
 

@@ -129,6 +129,7 @@ CONTRACT: tuple[Variable, ...] = (
         OMPI_MCA_plm_rsh_agent="`wherry-rsh`, in ssh's place, where there is another machine",
         PRTE_MCA_plm="`ssh`, where there is another machine",
         PRTE_MCA_plm_ssh_agent="`wherry-rsh`, where there is another machine",
+        PRTE_MCA_prte_leave_session_attached="where there is another machine",
         PRTE_ALLOW_RUN_AS_ROOT="where the run is root's",
         PRTE_ALLOW_RUN_AS_ROOT_CONFIRM="where the run is root's",
         OMPI_ALLOW_RUN_AS_ROOT="where the run is root's",
