@@ -40,12 +40,14 @@ def spec(world: World, script: str, **fields: object) -> JobSpec:
     )
 
 
+@pytest.mark.slow
 def test_many_commands_at_once_start_one_server(world: World) -> None:
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         seen = list(pool.map(lambda _: world.json("status")["pid"], range(6)))
     assert len(set(seen)) == 1
 
 
+@pytest.mark.slow
 def test_a_second_server_for_the_same_home_says_so_and_leaves(world: World) -> None:
     world.client()
     second = subprocess.run(
@@ -59,6 +61,7 @@ def test_a_second_server_for_the_same_home_says_so_and_leaves(world: World) -> N
     assert second.returncode == 75 and "another process serves" in second.stderr
 
 
+@pytest.mark.slow
 def test_what_a_crashed_server_left_behind_stops_nobody(world: World) -> None:
     world.client()
     before = world.server()
@@ -67,6 +70,7 @@ def test_what_a_crashed_server_left_behind_stops_nobody(world: World) -> None:
     assert before is not None and world.json("status")["pid"] != before.pid
 
 
+@pytest.mark.slow
 def test_a_restarted_server_keeps_its_port_unless_it_is_taken(world: World) -> None:
     world.client()
     first = world.server()
@@ -94,6 +98,7 @@ def test_a_port_that_was_asked_for_and_is_taken_is_an_error_with_words(
     assert f"port {port} is taken" in done.stderr and "hint:" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_database_of_a_newer_wherry_is_refused_with_words(world: World) -> None:
     import sqlite3
 
@@ -210,6 +215,7 @@ def test_an_agent_frozen_past_its_lease_is_replaced_and_its_late_result_refused(
     assert texts.count("end of 2") == 1 and "end of 1" not in texts
 
 
+@pytest.mark.slow
 def test_a_script_that_forks_and_ignores_sigterm_leaves_nothing(world: World) -> None:
     world.write(
         "hydra.py",
@@ -237,6 +243,7 @@ def test_a_script_that_forks_and_ignores_sigterm_leaves_nothing(world: World) ->
     eventually(lambda: not any(alive(int(pid)) for pid in pids))
 
 
+@pytest.mark.slow
 def test_a_million_lines_arrive_in_order_and_once(world: World) -> None:
     world.write("chatty.py", "for n in range(1_000_000): print(n)\n")
     run = world.client().submit(Submit(spec=spec(world, "chatty.py")))
@@ -245,6 +252,7 @@ def test_a_million_lines_arrive_in_order_and_once(world: World) -> None:
     assert data == b"".join(b"%d\n" % n for n in range(1_000_000))
 
 
+@pytest.mark.slow
 def test_binary_output_is_kept_byte_for_byte(world: World) -> None:
     world.write(
         "binary.py",
@@ -295,6 +303,7 @@ def small_disk(tmp_path: Path) -> object:
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@pytest.mark.slow
 def test_a_wall_clock_that_jumps_ends_no_lease(make_world: Callable[..., World]) -> None:
     world = make_world(lease="5", heartbeat="0.2")
     world.write(

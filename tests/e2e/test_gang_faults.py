@@ -44,8 +44,13 @@ else:
     ("fate", "cause", "words"),
     [
         ("raise ValueError('loss is nan')", "exception", "rank 2: ValueError: loss is nan"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", "signal", "rank 2: killed by SIGKILL"),
-        ("os._exit(7)", "exit", "rank 2: exited with status 7"),
+        pytest.param(
+            "os.kill(os.getpid(), signal.SIGKILL)",
+            "signal",
+            "rank 2: killed by SIGKILL",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("os._exit(7)", "exit", "rank 2: exited with status 7", marks=pytest.mark.slow),
         ("os._exit(0)", "peer", "rank 2 had left, with status 0"),
         pytest.param(
             "block = b'x' * (400 * 2**20); time.sleep(60)",
@@ -67,6 +72,7 @@ def test_the_verdict_is_about_the_rank_that_came_to_grief(
     assert platform.find_marked(f"{run.id}-1/") == []
 
 
+@pytest.mark.slow
 def test_a_frozen_agent_is_missed_and_the_gang_begins_again_without_its_late_word(
     make_world: Callable[..., World],
 ) -> None:

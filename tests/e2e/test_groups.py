@@ -138,6 +138,7 @@ def test_an_elastic_group_survives_a_restart_of_the_control_plane(
     world.until(run, "succeeded")
 
 
+@pytest.mark.slow
 def test_a_program_that_fails_in_an_elastic_group_ends_it_unless_it_may_be_tried_again(
     make_world: Callable[..., World], notes: Notes
 ) -> None:
@@ -158,6 +159,7 @@ def test_a_program_that_fails_in_an_elastic_group_ends_it_unless_it_may_be_tried
     assert again.state == "succeeded", json.dumps(world.json("show", again.id)["events"], indent=1)
 
 
+@pytest.mark.slow
 def test_a_gang_is_tried_again_for_what_the_job_names_and_waits_before(
     make_world: Callable[..., World], notes: Notes
 ) -> None:
@@ -181,6 +183,7 @@ def test_a_gang_is_tried_again_for_what_the_job_names_and_waits_before(
     assert world.until(never, "failed", "succeeded", "lost").attempt == 1
 
 
+@pytest.mark.slow
 def test_a_machine_that_goes_away_is_told_from_a_stop(
     make_world: Callable[..., World], notes: Notes
 ) -> None:

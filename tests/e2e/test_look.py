@@ -101,6 +101,7 @@ def test_exec_is_beside_the_program_with_pipes_of_its_own(waiting: Waiting) -> N
     assert (done.stderr, done.returncode) == (b"oops\n", 7)
 
 
+@pytest.mark.slow
 def test_exec_passes_every_byte_either_way(waiting: Waiting) -> None:
     data = os.urandom(3_000_000)
     assert waiting.exec("--", "cat", stdin=data).stdout == data
@@ -287,6 +288,7 @@ def failure_of_rank_1(ref: str) -> None:
     assert run.verdict.last_lines == ("no data",)
 
 
+@pytest.mark.slow
 def test_a_failed_rank_is_held_alone_to_be_looked_into_and_fails_all_the_same(own: Shell) -> None:
     ref = hold(own, "1h")
     client = sdk.connect()

@@ -72,12 +72,14 @@ def test_a_module_with_relative_imports_and_arguments(world: World) -> None:
     assert world.json("show", "last")["params"] == {"lr": 0.25}
 
 
+@pytest.mark.slow
 def test_a_script_that_names_its_packages(world: World) -> None:
     header = '# /// script\n# dependencies = ["alpha==1.0"]\n# ///\n'
     world.write("train.py", header + ALPHA)
     assert both(world, "train.py") == ["alpha 1.0\n"] * 2
 
 
+@pytest.mark.slow
 def test_a_locked_project(world: World) -> None:
     project = '[project]\nname = "digits"\nversion = "1"\nrequires-python = ">=3.11"\n'
     world.write("pyproject.toml", project + 'dependencies = ["alpha<2"]\n')
@@ -86,6 +88,7 @@ def test_a_locked_project(world: World) -> None:
     assert both(world, "train.py") == ["alpha 1.0\n"] * 2
 
 
+@pytest.mark.slow
 def test_a_lock_that_is_stale_is_refused_with_the_remedy(world: World) -> None:
     project = '[project]\nname = "digits"\nversion = "1"\nrequires-python = ">=3.11"\n'
     world.write("pyproject.toml", project + 'dependencies = ["alpha<2"]\n')
@@ -95,12 +98,14 @@ def test_a_lock_that_is_stale_is_refused_with_the_remedy(world: World) -> None:
     assert "uv lock" in refused(world, "--detach", "train.py")
 
 
+@pytest.mark.slow
 def test_a_project_with_requirements_only(world: World) -> None:
     world.write("requirements.txt", "beta==1.0\nalpha==1.0\n")
     world.write("train.py", ALPHA)
     assert both(world, "train.py") == ["alpha 1.0\n"] * 2
 
 
+@pytest.mark.slow
 def test_a_plain_file_in_an_activated_environment(world: World, tmp_path: Path) -> None:
     world.write("train.py", ALPHA + "import sys; print(sys.prefix)\n")
     venv = tmp_path / "venv"
@@ -113,6 +118,7 @@ def test_a_plain_file_in_an_activated_environment(world: World, tmp_path: Path) 
     assert both(world, "train.py") == [f"alpha 2.0\n{venv}\n"] * 2
 
 
+@pytest.mark.slow
 def test_data_that_git_ignores_is_there_in_place_and_named_in_a_copy(world: World) -> None:
     world.write(".gitignore", "data.csv\n")
     world.write("data.csv", "1,2\n")
@@ -129,6 +135,7 @@ def test_data_that_git_ignores_is_there_in_place_and_named_in_a_copy(world: Worl
 # --- mistakes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -152,6 +159,7 @@ def test_a_mistake_is_named_with_its_remedy_and_makes_no_run(
     assert said in refused(world, *words)
 
 
+@pytest.mark.slow
 def test_a_file_of_200_mb_stops_a_copy_and_not_a_run_in_place(world: World) -> None:
     world.write("train.py", "print('trained')\n")
     with world.write("weights.bin", "").open("wb") as file:
@@ -161,6 +169,7 @@ def test_a_file_of_200_mb_stops_a_copy_and_not_a_run_in_place(world: World) -> N
     assert world.cli("run", "train.py").stdout == "trained\n"
 
 
+@pytest.mark.slow
 def test_a_link_out_of_the_project_stops_a_copy(world: World) -> None:
     world.write("train.py", "print('trained')\n")
     (world.project / "passwords").symlink_to("/etc/passwd")

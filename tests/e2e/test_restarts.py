@@ -100,6 +100,7 @@ def test_a_run_that_is_stopped_by_a_person_is_not_tried_again(world: World) -> N
     assert len(ledger(world)) == 2  # it was asked, and saved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["folder", "blobs"])
 def test_a_gang_goes_on_from_its_checkpoint_on_every_rank(
     make_world: Callable[..., World], way: str
@@ -127,6 +128,7 @@ if found is None:
 """
 
 
+@pytest.mark.slow
 def test_an_elastic_group_saves_when_it_is_called_and_goes_on_in_the_next_round(
     make_world: Callable[..., World],
 ) -> None:
@@ -268,6 +270,7 @@ def test_the_restarts_are_used_up_and_each_wait_is_shown(make_world: Callable[..
     assert starts[1] - starts[0] >= 0.25 and starts[2] - starts[1] >= 0.5
 
 
+@pytest.mark.slow
 def test_a_run_that_waits_for_its_next_attempt_says_so_and_can_be_stopped(
     make_world: Callable[..., World],
 ) -> None:

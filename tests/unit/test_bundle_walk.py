@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from wherry.bundle import walk
@@ -174,6 +174,8 @@ RULES = st.lists(
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example(paths={"a/a/c.log"}, rules=["*.log"], inner=["!a"])
+@example(paths={"a/b/c.log", "b/a"}, rules=["b/*", "!b/**"], inner=["*", "!b", "!*.log"])
 @given(paths=st.sets(PATHS, min_size=1, max_size=8), rules=RULES, inner=RULES)
 def test_the_walk_agrees_with_git(
     paths: set[str], rules: list[str], inner: list[str], tmp_path_factory: pytest.TempPathFactory

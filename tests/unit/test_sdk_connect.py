@@ -138,6 +138,7 @@ def test_it_is_started_once_however_many_ask_and_outlives_them(home: Path) -> No
     assert find_server(home) is None and stop_server(home) is False
 
 
+@pytest.mark.slow
 def test_threads_of_one_process_get_one_server_and_a_stopped_one_comes_back(home: Path) -> None:
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda _: start_server(home), range(3)))
@@ -147,6 +148,7 @@ def test_threads_of_one_process_get_one_server_and_a_stopped_one_comes_back(home
     assert again.pid not in {info.pid for info in found}
 
 
+@pytest.mark.slow
 def test_a_client_brings_a_crashed_server_back_but_not_one_that_was_taken_down(home: Path) -> None:
     client = connect()
     client.http._patience = 20.0

@@ -135,10 +135,30 @@ def _spec(file: Path) -> GitIgnoreSpec:
 def _ignored(path: str, rules: tuple[tuple[str, GitIgnoreSpec], ...]) -> bool:
     """Whether the deepest ``.gitignore`` with an opinion hides the path."""
     for prefix, spec in rules:
-        verdict = spec.check_file(path[len(prefix) :]).include
+        inner = path[len(prefix) :]
+        verdict = spec.check_file(inner).include
+        if verdict is False:
+            verdict = _own_verdict(spec, inner)
         if verdict is not None:
             return verdict
     return False
+
+
+def _own_verdict(spec: GitIgnoreSpec, path: str) -> bool | None:
+    """
+    What the patterns say of the path itself: the last that matches.
+
+    ``!a`` brings the folder back, and says nothing of what is in it; pathspec takes it for both.
+    """
+    for pattern in reversed(list(spec.patterns)):
+        found = pattern.match_file(path) if pattern.include is not None else None
+        if found is None:
+            continue
+        # pathspec's mark of a match that ends at a folder.
+        at_folder = found.match.groupdict().get("ps_d") is not None
+        if not at_folder or found.match.end("ps_d") == len(path):
+            return bool(pattern.include)
+    return None
 
 
 def _without_never(paths: set[str]) -> set[str]:
