@@ -135,20 +135,18 @@ def _spec(file: Path) -> GitIgnoreSpec:
 def _ignored(path: str, rules: tuple[tuple[str, GitIgnoreSpec], ...]) -> bool:
     """Whether the deepest ``.gitignore`` with an opinion hides the path."""
     for prefix, spec in rules:
-        inner = path[len(prefix) :]
-        verdict = spec.check_file(inner).include
-        if verdict is False:
-            verdict = _own_verdict(spec, inner)
+        verdict = _verdict(spec, path[len(prefix) :])
         if verdict is not None:
             return verdict
     return False
 
 
-def _own_verdict(spec: GitIgnoreSpec, path: str) -> bool | None:
+def _verdict(spec: GitIgnoreSpec, path: str) -> bool | None:
     """
     What the patterns say of the path itself: the last that matches.
 
-    ``!a`` brings the folder back, and says nothing of what is in it; pathspec takes it for both.
+    Unlike ``spec.check_file``, for which a pattern that matches a folder speaks of what is in it
+    too: here nobody asks about what is in an ignored folder, and ``!a`` brings only ``a`` back.
     """
     for pattern in reversed(list(spec.patterns)):
         found = pattern.match_file(path) if pattern.include is not None else None
