@@ -11,7 +11,7 @@ import click
 import pytest
 
 from wherry.cli import main, options
-from wherry.cli.run import changes, run, until_module
+from wherry.cli.run import changes, check, run, until_module
 from wherry.core.api import Planned, RunDetail, Submit
 from wherry.core.job import JobSpec
 from wherry.core.run import Run
@@ -122,3 +122,8 @@ def test_a_dry_run_sends_nothing(
     assert main.invoke(["run", "--dry-run", "-d", "x.py"]) == 0
     assert "x.py" in capsys.readouterr().out
     assert not plane.sent
+
+
+def test_check_takes_a_command_line_of_run_as_it_is() -> None:
+    named = {name for param in run.params for name in param.opts}
+    assert named <= {name for param in check.params for name in param.opts}

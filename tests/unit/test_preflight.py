@@ -210,6 +210,25 @@ def test_an_entry_of_a_role_that_is_nowhere_is_found(role: str, examine: Examine
     assert codes(examine("", words=("job.yaml",))) == [("error", "entry-point", 0)]
 
 
+@pytest.mark.parametrize(
+    ("roles", "text", "found"),
+    [
+        ("{chief: 2, worker: 1}", "import tensorflow", ("error", "roles")),
+        ("{chief: 2, worker: 1}", "", ("warning", "roles")),
+        ("{ps: 1}", "", ("error", "roles")),
+        ("{ps: 1, evaluator: 1}", "", ("error", "roles")),
+        ("{worker: {count: 2, env: {TF_CONFIG: '{}'}}}", "", ("warning", "roles")),
+        ("{chief: 1, worker: 2, ps: 1}", "", None),
+    ],
+)
+def test_roles_that_do_not_add_up_are_found(
+    roles: str, text: str, found: tuple[str, str] | None, examine: Examine
+) -> None:
+    (Path.cwd() / "job.yaml").write_text(f"command: python train.py\nroles: {roles}\n")
+    seen = [c[:2] for c in codes(examine(text, words=("job.yaml",))) if c[1] == "roles"]
+    assert seen == ([found] if found else [])
+
+
 def test_a_port_to_meet_at_that_is_taken_is_found(examine: Examine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

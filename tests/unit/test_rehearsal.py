@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from wherry.cli.rehearse import faults_first, rehearse
 from wherry.core.api import MetricSeries, RunDetail
 from wherry.core.faults import Fault
 from wherry.core.job import JobSpec, MetricRule
@@ -286,3 +287,22 @@ def test_in_a_group_that_goes_on_the_ranks_next_start_divides_before_from_after(
     one.times[11:] = [121.0 + n for n in range(12)]
     (found,) = judge(detail(FAULT, LOST, spec=spec, attempts=1), [one]).faults
     assert (found.last_step, found.first_step, found.resumed) == (10, 8, True)
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("--kill 1 train.py --workers 2", "--kill 1 train.py --workers 2"),
+        (
+            "train.py --epochs 3 --workers 4 --kill 2@step:10 --slow 1",
+            "--workers 4 --kill 2@step:10 --slow 1 train.py --epochs 3",
+        ),
+        ("--lease 3 train.py --kill=1", "--lease 3 --kill=1 train.py"),
+        ("train.py --workers 4", "train.py --workers 4"),
+        ("--workers 2 -- train.py --kill 1", "--workers 2 -- train.py --kill 1"),
+    ],
+)
+def test_options_may_end_the_line_where_no_fault_stands_before_the_script(
+    line: str, wanted: str
+) -> None:
+    assert faults_first(line.split(), rehearse.params) == wanted.split()

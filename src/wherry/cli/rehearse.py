@@ -7,13 +7,13 @@ The output of the run goes to stderr; stdout has what came of it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from wherry.cli import options
-from wherry.cli.run import RunCommand, changes
+from wherry.cli.run import RunCommand, changes, script_at
 from wherry.cli.run import run as run_command
 from wherry.core.faults import FAULTS
 
@@ -25,13 +25,36 @@ if TYPE_CHECKING:
 _NOT_HERE = frozenset({"words", "detach", "dry_run", "source", "on", "as_json"})
 
 
+#: Options that begin the part of a line that is ours, where they stand after the script.
+_OURS = frozenset({"--workers", "-w", *(f"--{kind}" for kind in FAULTS)})
+
+
+class RehearseCommand(RunCommand):
+    """Takes its options after the script, too, where no fault stands before it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The script's own arguments end where Wherry's begin."""
+        return super().parse_args(ctx, faults_first(args, self.params))
+
+
+def faults_first(args: Sequence[str], params: Sequence[click.Parameter]) -> list[str]:
+    """``args`` with the options of Wherry that stand at its end moved before the script."""
+    at = script_at(args, params)
+    begins = [n for n in range(at + 1, len(args)) if args[n].partition("=")[0] in _OURS]
+    named = [word.partition("=")[0].removeprefix("--") for word in args]
+    before, after = named[:at], named[begins[0] :] if begins else []
+    if "--" in args or not any(n in FAULTS for n in after) or any(n in FAULTS for n in before):
+        return list(args)
+    return [*args[:at], *args[begins[0] :], *args[at : begins[0]]]
+
+
 @click.command(
-    cls=RunCommand,
+    cls=RehearseCommand,
     context_settings={"allow_interspersed_args": False},
     epilog="A fault is RANK[@WHEN], WHEN step:N or a time after the start: 2, 2@step:10, 2@30s; "
     "without, at the first step that follows a checkpoint. --partition and --slow also take "
     "how long, 3@step:10+20s, and --slow how much, 1x4. All other options are those of "
-    "`wherry run`.",
+    "`wherry run`; where no fault stands before the script, they may end the line.",
 )
 @click.argument("words", metavar="SCRIPT [ARGS]...", nargs=-1, type=click.UNPROCESSED)
 @click.option("--kill", multiple=True, metavar="FAULT", help="Lose a rank's machine.")

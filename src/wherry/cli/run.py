@@ -8,6 +8,7 @@ document, the run as it ended.
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections.abc import Sequence
@@ -35,6 +36,13 @@ class RunCommand(click.Command):
 
 def until_module(args: Sequence[str], params: Sequence[click.Parameter]) -> list[str]:
     """``args`` with ``--`` before ``-m``, if that is where the options end."""
+    at = script_at(args, params)
+    module = args[at : at + 1] and args[at].startswith("-m")
+    return [*args[:at], "--", *args[at:]] if module else list(args)
+
+
+def script_at(args: Sequence[str], params: Sequence[click.Parameter]) -> int:
+    """Where the options end: at the script, at ``-m``, at ``--``, or at the end."""
     takes_value = {
         name: not param.is_flag and param.nargs != 0
         for param in params
@@ -49,12 +57,12 @@ def until_module(args: Sequence[str], params: Sequence[click.Parameter]) -> list
             continue
         for end in range(2, len(word) + 1):  # -dw2: flags, then an option with its value
             if word[1:2] == "m":
-                return [*args[:at], "--", *args[at:]]
+                return at
             if takes_value.get("-" + word[end - 1]):
                 at += end == len(word)
                 break
         at += 1
-    return list(args)
+    return at
 
 
 @click.command(
@@ -134,9 +142,18 @@ def check(ctx: click.Context, /, **given: Any) -> None:
     ctx.exit(_check(given))
 
 
-#: What makes no sense where nothing runs.
+#: What says nothing where nothing runs; taken, so that a command line can be checked as it is.
 _ONLY_RUN = ("detach", "dry_run", "no_preflight")
-check.params[:0] = [param for param in run.params if param.name not in _ONLY_RUN]
+
+
+def _for_check(param: click.Parameter) -> click.Parameter:
+    if param.name in _ONLY_RUN and isinstance(param, click.Option):
+        param = copy.copy(param)
+        param.hidden = True
+    return param
+
+
+check.params[:0] = [_for_check(param) for param in run.params]
 
 
 def changes(given: dict[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,10 @@ from msgspec.structs import replace
 
 from wherry.core.job import JobSpec, Resources
 
-_CHIEFS = frozenset({"chief", "master"})
-_SERVANTS = frozenset({"ps", "server", "scheduler", "evaluator"})
+#: Roles whose end is the run's.
+CHIEFS = frozenset({"chief", "master"})
+#: Roles that never end by themselves.
+SERVANTS = frozenset({"ps", "server", "scheduler", "evaluator"})
 
 
 class Place(Struct, frozen=True):
@@ -70,4 +72,4 @@ def ends_with(spec: JobSpec) -> frozenset[str]:
     if spec.ends_with or not spec.roles:
         return frozenset(spec.ends_with)
     names = frozenset(spec.roles)
-    return (names & _CHIEFS) or (names - _SERVANTS) or names
+    return (names & CHIEFS) or (names - SERVANTS) or names

@@ -50,6 +50,7 @@ def _all(prepared: Prepared, here: bool) -> Iterator[Finding]:
     yield from checks.data(project)
     if not spec.code.in_place:
         yield from checks.variables(project, spec)
+    yield from checks.roles(project, spec)
     yield from checks.ports(project, spec, here=here)
     yield from checks.gpus(spec, packages)
     yield from checks.keras(project, spec, packages)

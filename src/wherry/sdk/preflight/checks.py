@@ -16,11 +16,13 @@ from pathlib import Path
 
 from wherry.agent.capture import MetricRules
 from wherry.core.job import JobSpec
+from wherry.core.roster import CHIEFS, SERVANTS
 from wherry.sdk.preflight.findings import Finding
 from wherry.sdk.preflight.imports import Packages
 from wherry.sdk.preflight.known import PROVIDED, PROVIDED_PREFIXES
 from wherry.sdk.preflight.project import Project
 
+_OURS = frozenset({"TF_CONFIG", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"})
 _PORT_OPTION = re.compile(r"--(?:master[-_]port|rdzv[-_]endpoint)[= ](?:[^\s:]*:)?([0-9]{1,5})\b")
 _PORT_TEXT = re.compile(r"tcp://(?:localhost|127\.0\.0\.1|0\.0\.0\.0):([0-9]{1,5})\b")
 _LEGACY = "TF_USE_LEGACY_KERAS"
@@ -120,6 +122,37 @@ def variables(project: Project, spec: JobSpec) -> Iterator[Finding]:
                 hint=f"--env {name}" + ("" if here else "=VALUE"),
                 file=project.name(file),
                 line=line,
+            )
+
+
+def roles(project: Project, spec: JobSpec) -> Iterator[Finding]:
+    """Roles that do not add up, and variables that are Wherry's to set."""
+    tensorflow = any(i.top == "tensorflow" for scan in project.scans.values() for i in scan.imports)
+    for name in CHIEFS & spec.roles.keys():
+        if spec.roles[name].count > 1:
+            yield Finding(
+                level="error" if tensorflow else "warning",
+                code="roles",
+                message=f"TF_CONFIG has room for one {name}, and the job has "
+                f"{spec.roles[name].count}",
+                hint=f"{name}: 1, and workers for the rest",
+            )
+    if spec.roles and spec.roles.keys() <= SERVANTS and not spec.ends_with:
+        named = ", ".join(spec.roles)
+        yield Finding(
+            level="error",
+            code="roles",
+            message=f"of the roles {named} none is known to end, so the run would not",
+            hint="add the role that does the work, or say ends_with: [...]",
+        )
+    ranks = spec.world_size > 1
+    for name in {**spec.env, **{n: "" for role in spec.roles.values() for n in role.env}}:
+        if ranks and name in _OURS:
+            yield Finding(
+                level="warning",
+                code="roles",
+                message=f"{name} is set by Wherry for each rank; the job's own is not used",
+                hint=f"leave {name} out",
             )
 
 
