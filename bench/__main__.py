@@ -60,7 +60,10 @@ def main() -> None:
     for path in sorted(FOLDER.glob("[a-z]*.py")):
         print(f"bench/{path.name}", file=sys.stderr, flush=True)
         done = subprocess.run(
-            [sys.executable, str(path), "--json"], stdout=subprocess.PIPE, env=environ, check=False
+            [sys.executable, "-m", f"bench.{path.stem}", "--json"],
+            stdout=subprocess.PIPE,
+            env=environ,
+            check=False,
         )
         if done.returncode:
             failed.append(path.name)

@@ -3,9 +3,10 @@ How long a gang of four takes to start, and how soon the death of one of them is
 
 ``python bench/gang.py [--python PYTHON] [--json]``. The first in PyTorch: four processes meet,
 reduce one number and leave; in the same run ``torchrun --nproc-per-node 4`` does so with the same
-script and interpreter. Without a PyTorch (``--python``, or one that can be imported here) only the
-second is measured: four programs that sleep, one of which is killed; once its program alone, once
-with its agent.
+script and interpreter. Without a PyTorch (``--python``; by default that of ``make
+frameworks-setup``) it is left out, and said so. The second: four programs that sleep, one of which
+is killed; once its program alone, once with its agent. Over a network a machine that is lost says
+nothing at all: an agent is frozen, and the silence is measured in heartbeats.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from wherry import settings
 from wherry.agent import platform
 from wherry.core.api import Submit
 from wherry.core.job import Environment, JobSpec
@@ -37,6 +39,7 @@ dist.all_reduce(one)
 assert one.item() == dist.get_world_size() == 4
 dist.destroy_process_group()
 """
+TORCH = Path(__file__).parents[1] / ".cache" / "frameworks" / "main" / "bin" / "python"
 SLEEP = "import time; print('up', flush=True); time.sleep(600)"
 
 
@@ -78,12 +81,7 @@ def program(home: Path, run: str, rank: int) -> int:
 
 def death(client: Client, home: Path, victim: Callable[[str], int]) -> tuple[float, float]:
     """Seconds from the death of one until it is known, and until nothing of the gang is left."""
-    spec = JobSpec(
-        command=("python", "-c", SLEEP), workers=4, environment=Environment(python=sys.executable)
-    )
-    run = client.submit(Submit(spec=spec)).id
-    while client.run(run).run.state != "running":
-        time.sleep(0.02)
+    run = launched(client)
     programs = [program(home, run, n) for n in range(4)]
     pid = victim(run)
     killed = time.time()
@@ -94,6 +92,29 @@ def death(client: Client, home: Path, victim: Callable[[str], int]) -> tuple[flo
     client.wait(run, 60)
     stopping = [e.time for e in client.run(run).events if e.kind == "stopping"]
     return stopping[0] - killed, gone
+
+
+def launched(client: Client) -> str:
+    """A gang of four that sleeps, running."""
+    environment = Environment(python=sys.executable)
+    spec = JobSpec(command=("python", "-c", SLEEP), workers=4, environment=environment)
+    run = client.submit(Submit(spec=spec)).id
+    while client.run(run).run.state != "running":
+        time.sleep(0.02)
+    return run
+
+
+def silence(client: Client, home: Path) -> float:
+    """Seconds from the moment when an agent falls silent until its rank is declared lost."""
+    run = launched(client)
+    agent = agents(home, run)[2]
+    frozen = time.time()
+    os.kill(agent, signal.SIGSTOP)
+    while not (lost := [e.time for e in client.run(run).events if e.kind == "rank"]):
+        time.sleep(0.05)
+    client.stop(run, grace=0.0)
+    client.wait(run, 60)
+    return min(lost) - frozen
 
 
 def detect(home: Path, times: int) -> dict[str, float]:
@@ -109,12 +130,16 @@ def detect(home: Path, times: int) -> dict[str, float]:
         found[f"killed {name}: known after, s"] = statistics.median(known)
         found[f"killed {name}: known after at worst, s"] = max(known)
         found[f"killed {name}: all four gone after, s"] = statistics.median(gone)
+    beats = [silence(client, home) / float(settings.get("heartbeat")) for _ in range(2)]
+    found["silent agent: known after, heartbeats at worst"] = max(beats)
     client.close()
     return found
 
 
 def has_torch(python: str) -> bool:
     """Whether this interpreter can import it."""
+    if not os.access(python, os.X_OK):
+        return False
     looked = subprocess.run([python, "-c", "import torch"], capture_output=True, check=False)
     return looked.returncode == 0
 
@@ -127,6 +152,8 @@ def measure(python: str, times: int) -> dict[str, float]:
         found = detect(folder / "home", times)
         if has_torch(python):
             found |= start(python, folder, times)
+        else:
+            print(f"not measured: {python} has no PyTorch, see --python", file=sys.stderr)
         return found
     finally:
         stop_server(folder / "home")
@@ -136,7 +163,7 @@ def measure(python: str, times: int) -> dict[str, float]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="the start of a gang, and the death of a rank")
-    parser.add_argument("--python", default=sys.executable, help="an interpreter with PyTorch")
+    parser.add_argument("--python", default=str(TORCH), help="an interpreter with PyTorch")
     parser.add_argument("--times", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="one JSON object")
     asked = parser.parse_args()

@@ -53,7 +53,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("driver_lease", 60.0, "seconds", "a map whose driver is silent for so long is stopped"),
     Setting("heartbeat", 5.0, "seconds", "how often an agent says that it is alive", least=0.01),
-    Setting("lease", 10.0, "seconds", "silence after which a rank is lost: two heartbeats"),
+    Setting("lease", 9.0, "seconds", "silence after which a rank is lost: within two heartbeats"),
     Setting("backoff", 1.0, "seconds", "before the first retry; doubled with each, up to 300"),
     Setting("elastic_settle", 3.0, "seconds", "how long an elastic group waits for one more"),
     Setting("grace", 10.0, "seconds", "between SIGTERM and SIGKILL when a run is stopped"),

@@ -169,8 +169,8 @@ class Reconciler:
             server=self.url(),
             attach=run.attach,
             grace=self._grace(run),
-            # Three words have to be missed before a lease is over.
-            heartbeat=min(self.options.heartbeat, lease / 3),
+            # A silence is noticed within two of them, the look at it included.
+            heartbeat=min(self.options.heartbeat, lease / 1.8),
             lease=lease,
             barrier_timeout=self.options.barrier_timeout,
             spool_limit=self.options.spool_limit,
