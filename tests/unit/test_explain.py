@@ -125,6 +125,34 @@ def test_the_first_failure_its_consequences_and_its_victims_are_told_apart() -> 
     ]
 
 
+def test_who_had_left_is_told_with_the_failure_that_follows() -> None:
+    ranks = (rank(0, F, 58, cause="peer", message="connection closed"), rank(1, S, 57))
+    assert told(run(), attempt(1, *ranks, ended=T + 59))[2:4] == [
+        "rank 1 ended, with status 0",
+        "rank 0 failed: connection closed; rank 1 had left, with status 0",
+    ]
+
+
+def test_who_was_missing_is_told_and_was_not_stopped_for_it() -> None:
+    waited = rank(0, F, 58, cause="rendezvous", message="timed out")
+    missing = rank(1, X, 59, cause="stopped", message="told to stop")
+    story = told(run(), attempt(1, waited, missing, stopping="rank 0 failed"))
+    assert story[2:4] == [
+        "rank 0 failed: timed out; missing: rank 1, which had not joined when the run was stopped",
+        "rank 1 was stopped",
+    ]
+    # Others may still say that they waited, too.
+    early = told(run(RunState.RUNNING, ended=None), attempt(1, waited, rank(1, RankState.RUNNING)))
+    assert early[-1] == "rank 0 failed: timed out"
+
+
+def test_a_failure_without_words_says_what_the_verdict_does() -> None:
+    killed = attempt(1, rank(0, F, 58, cause="signal", signal=9), rank(1, F, 59, exit_code=4))
+    story = told(run(), killed)
+    assert story[2] == "rank 0 failed first: killed by signal 9"
+    assert story[3].endswith(": exited with status 4")
+
+
 def test_a_retry_says_why_and_how_much_of_the_budget_it_took() -> None:
     lost = attempt(1, rank(1, L, 50, cause="agent-lost", message="the agent died"), after=40)
     again = attempt(2, rank(1, L, 60, attempt=2, cause="lease", message="silent"), after=52)

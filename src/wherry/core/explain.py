@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from wherry.core import retry
 from wherry.core.api import RunDetail
-from wherry.core.blame import broken, depth, names
+from wherry.core.blame import absent, broken, depth, left_early, names, not_joined, said
 from wherry.core.causes import INFRASTRUCTURE
 from wherry.core.run import Attempt, Event, Rank, Run, Verdict
 from wherry.core.states import RankState, RunState
@@ -28,8 +28,8 @@ class Fact(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
     One thing that happened, in words.
 
-    ``kind``: submitted, placed, waited, prepared, started, failed, consequence, stopped, retried,
-    ended, or the kind of the event that it was recorded as.
+    ``kind``: submitted, placed, waited, prepared, started, left, failed, consequence, stopped,
+    retried, ended, or the kind of the event that it was recorded as.
     """
 
     time: float  #: seconds since the epoch
@@ -193,7 +193,12 @@ def _failures(attempt: Attempt) -> Iterator[Fact]:
     who = (
         f"rank {first.rank} failed" + (" first" if len(found) > 1 else "") if many else "it failed"
     )
-    text = f"{who}: {_said(first)}"
+    for rank in left_early(first, attempt):
+        text = f"rank {rank.rank} ended, with status 0"
+        yield Fact(time=rank.ended or when, kind="left", text=text, attempt=number, rank=rank.rank)
+    # Who is missing is known once the others have had the time to tell.
+    over = bool(attempt.stopping) or attempt.ended is not None
+    text = f"{who}: {_said(first)}{absent(first, attempt) if over else ''}"
     yield Fact(time=when, kind="failed", text=text, attempt=number, rank=first.rank)
     for rank in found[1:]:
         gap = (rank.ended or when) - when
@@ -204,18 +209,27 @@ def _failures(attempt: Attempt) -> Iterator[Fact]:
             text += f"; a consequence of rank {first.rank}'s failure"
         kind = "consequence" if follows else "failed"
         yield Fact(time=rank.ended or when, kind=kind, text=text, attempt=number, rank=rank.rank)
+    yield from _victims(attempt, found, when)
+
+
+def _victims(attempt: Attempt, found: Sequence[Rank], when: float) -> Iterator[Fact]:
+    """Who was stopped for a failure; that a rank was missing is not the failure's doing."""
     stopped = [r for r in attempt.ranks if r.state is RankState.STOPPED and r not in found]
-    if stopped and attempt.stopping and attempt.stopping != "user":
-        last = max((r.ended or when for r in stopped), default=when)
-        text = f"{names(stopped)} {'was' if len(stopped) == 1 else 'were'} stopped for it"
-        yield Fact(time=last, kind="stopped", text=text, attempt=number)
+    if not attempt.stopping or attempt.stopping == "user":
+        return
+    missing = not_joined(found[0], attempt)
+    for group, why in (
+        ([r for r in stopped if r in missing], "stopped"),
+        ([r for r in stopped if r not in missing], "stopped for it"),
+    ):
+        if group:
+            last = max(r.ended or when for r in group)
+            text = f"{names(group)} {'was' if len(group) == 1 else 'were'} {why}"
+            yield Fact(time=last, kind="stopped", text=text, attempt=attempt.id.number)
 
 
 def _said(rank: Rank) -> str:
-    words = rank.message.partition("\nhint: ")[0]
-    if not words and rank.exit_code is not None:
-        words = f"exited with status {rank.exit_code}"
-    return words or str(rank.cause or rank.state)
+    return said(rank).partition("\nhint: ")[0] or str(rank.cause or rank.state)
 
 
 def _end(detail: RunDetail) -> Iterator[Fact]:
