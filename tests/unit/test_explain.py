@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from wherry.core.api import RunDetail
 from wherry.core.explain import explain, span
@@ -174,6 +175,27 @@ def test_a_retry_says_why_and_how_much_of_the_budget_it_took() -> None:
     assert story[-1].endswith("not tried again: the restart budget was 1, and is used up")
     none = run(RunState.LOST, verdict=verdict)
     assert told(none, lost)[-1].endswith("not tried again: no --restarts were given")
+
+
+def test_what_a_rank_says_of_itself_is_told_with_its_number() -> None:
+    said = (
+        ("stalled", "no output, metric or CPU for 5 s"),
+        ("moving", "it moves again, after 7 s"),
+        ("held", "failed (exited with status 4); held for 30m"),
+        ("fault", "kill: rank 1 at step 3: its machine is lost"),
+        ("resized", "by a newer agent"),
+    )
+    events = tuple(event(50 + i, *what, 1, rank=1) for i, what in enumerate(said))
+    assert told(run(), events=events)[2:-1] == [
+        "rank 1: no output, metric or CPU for 5 s",
+        "rank 1: it moves again, after 7 s",
+        "rank 1: failed (exited with status 4); held for 30m",
+        "kill: rank 1 at step 3: its machine is lost",
+        "rank 1: resized: by a newer agent",
+    ]
+    alone = run()
+    alone = replace(alone, spec=replace(alone.spec, workers=1))
+    assert "no output, metric or CPU for 5 s" in told(alone, events=events)
 
 
 def test_what_a_newer_control_plane_records_is_told_as_it_is() -> None:

@@ -21,6 +21,7 @@ from wherry.core.states import RankState, RunState
 
 _WORTH = 0.5  # seconds of waiting that are worth a word without a reason
 _PHASE = 1.0  # seconds of a phase that are
+_NAMED = {"rank", "replaced", "fault"}  # kinds of events whose messages name the rank
 _TOLD = {"waiting", "stopping", "stop-requested", "rank", *RunState}
 
 
@@ -68,17 +69,17 @@ def _events(detail: RunDetail) -> Iterator[Fact]:
     """What was recorded as an event and is told nowhere else."""
     words = {
         "stop-requested": "a person asked it to stop",
-        **dict.fromkeys(("rank", "replaced", "round", "fault", "stalled"), "{}"),
+        **dict.fromkeys(("rank", "replaced", "round", "fault", "stalled", "moving", "held"), "{}"),
     }
     placed = next((e for e in detail.events if e.kind == RunState.SUBMITTED and e.message), None)
     if placed is not None:
         yield Fact(time=placed.time, kind="placed", text=f"it runs {placed.message}")
     told = {(a.id.number, r.rank) for a in detail.attempts for r in broken(a)}
+    many = detail.run.spec.world_size > 1
     for event in detail.events:
         if event.kind == "rank" and (event.attempt, event.rank) in told:
             continue
         if event.kind == RunState.RUNNING:
-            many = detail.run.spec.world_size > 1
             text = "every rank's program had started" if many else "its program had started"
         elif event.kind in words:
             text = words[event.kind].format(event.message)
@@ -86,6 +87,8 @@ def _events(detail: RunDetail) -> Iterator[Fact]:
             continue
         else:  # of a kind that is newer than this module
             text = f"{event.kind}: {event.message}" if event.message else event.kind
+        if many and event.rank is not None and event.kind not in _NAMED:
+            text = f"rank {event.rank}: {text}"
         kind = "started" if event.kind == RunState.RUNNING else str(event.kind)
         yield Fact(time=event.time, kind=kind, text=text, attempt=event.attempt, rank=event.rank)
 
