@@ -198,6 +198,20 @@ def test_what_a_rank_says_of_itself_is_told_with_its_number() -> None:
     assert "no output, metric or CPU for 5 s" in told(alone, events=events)
 
 
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        (
+            "rank 1 is replaced (it used 191 MiB\nhint: more)",
+            "rank 1 is replaced (it used 191 MiB)",
+        ),
+        ("rank 1 lost: gone\nhint: look", "rank 1 lost: gone"),
+    ],
+)
+def test_a_fact_has_no_hint_in_it(message: str, text: str) -> None:
+    assert text in told(run(), events=(event(5, "replaced", message, 1, rank=1),))
+
+
 def test_what_a_newer_control_plane_records_is_told_as_it_is() -> None:
     assert "resized: 3 of 4 workers" in told(run(), events=(event(5, "resized", "3 of 4 workers"),))
 

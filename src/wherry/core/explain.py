@@ -82,7 +82,7 @@ def _events(detail: RunDetail) -> Iterator[Fact]:
         if event.kind == RunState.RUNNING:
             text = "every rank's program had started" if many else "its program had started"
         elif event.kind in words:
-            text = words[event.kind].format(event.message)
+            text = words[event.kind].format(_unhinted(event.message))
         elif event.kind in _TOLD:
             continue
         else:  # of a kind that is newer than this module
@@ -232,7 +232,14 @@ def _victims(attempt: Attempt, found: Sequence[Rank], when: float) -> Iterator[F
 
 
 def _said(rank: Rank) -> str:
-    return said(rank).partition("\nhint: ")[0] or str(rank.cause or rank.state)
+    return _unhinted(said(rank)) or str(rank.cause or rank.state)
+
+
+def _unhinted(message: str) -> str:
+    """Without what to do about it: that is said once, at the end. ``x⏎hint: y)`` keeps its end."""
+    first, _, hint = message.partition("\nhint: ")
+    cut_open = hint.endswith(")") and first.count("(") > first.count(")")
+    return first + ")" * cut_open
 
 
 def _end(detail: RunDetail) -> Iterator[Fact]:
