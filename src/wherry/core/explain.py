@@ -250,7 +250,7 @@ def _end(detail: RunDetail) -> Iterator[Fact]:
             first = next(iter(broken(attempt)), None)
             machines = first is None or first.cause in INFRASTRUCTURE
             why = "a fault of machines, not of the program" if machines else "retry_on names it"
-            text = f"tried again: {why}; {event.message}"
+            text = f"tried again: {why}; {_when(event.message) if first else event.message}"
             yield Fact(time=event.time, kind="retried", text=text, attempt=event.attempt)
     if not run.finished or run.ended is None:
         return
@@ -264,6 +264,12 @@ def _end(detail: RunDetail) -> Iterator[Fact]:
     yield Fact(time=run.ended, kind="ended", text=text, attempt=run.attempt)
     if run.verdict is not None and run.verdict.hint and run.state is not RunState.SUCCEEDED:
         yield Fact(time=run.ended, kind="hint", text=f"what to do: {run.verdict.hint}")
+
+
+def _when(message: str) -> str:
+    """``attempt 1 ended: …; again now (restart 1 of 2)``, without what the attempt's facts say."""
+    _, found, when = message.rpartition("; again ")
+    return when if found else message
 
 
 def _not_again(run: Run, verdict: Verdict) -> str:
