@@ -223,6 +223,16 @@ def test_facts_come_in_the_order_of_time_and_show_it() -> None:
     assert str(facts[0]).endswith("submitted: python train.py, 2 ranks")
 
 
+def test_programs_have_started_before_one_fails_however_late_that_is_noticed() -> None:
+    ranks = (rank(0, F, 51, exit_code=1, started=T + 50), rank(1, X, 53, started=T + 50.5))
+    events = (*STARTED, event(52, "running", attempt=1))
+    story = told(run(), attempt(1, *ranks, stopping="rank 0 failed"), events=events)
+    assert story[3:5] == [
+        "every rank's program had started",
+        "rank 0 failed: exited with status 1",
+    ]
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.4, "0.4 s"), (40, "40 s"), (725, "12 min 5 s"), (7380, "2 h 3 min"), (-1, "0.0 s")],

@@ -89,8 +89,22 @@ def _events(detail: RunDetail) -> Iterator[Fact]:
             text = f"{event.kind}: {event.message}" if event.message else event.kind
         if many and event.rank is not None and event.kind not in _NAMED:
             text = f"rank {event.rank}: {text}"
-        kind = "started" if event.kind == RunState.RUNNING else str(event.kind)
-        yield Fact(time=event.time, kind=kind, text=text, attempt=event.attempt, rank=event.rank)
+        running = event.kind == RunState.RUNNING
+        kind, time = ("started", _begun(detail, event)) if running else (event.kind, event.time)
+        yield Fact(time=time, kind=kind, text=text, attempt=event.attempt, rank=event.rank)
+
+
+def _begun(detail: RunDetail, event: Event) -> float:
+    """
+    When the programs had started of which this event tells: it is written when that is noticed,
+    and a short program may be over by then.
+    """
+    attempt = next((a for a in detail.attempts if a.id.number == event.attempt), None)
+    began = [r.started for r in attempt.ranks if r.started] if attempt else []
+    if attempt is None or not began:
+        return event.time
+    last = max(began) if detail.run.spec.group == "gang" else min(began)
+    return max(attempt.created, min(event.time, last))
 
 
 def _waits(detail: RunDetail) -> Iterator[Fact]:
