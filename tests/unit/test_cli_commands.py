@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from wherry.cli import main, options, output, words
 from wherry.cli.main import COMMANDS, cli
@@ -236,6 +237,30 @@ def test_show_says_why_and_how_to_repeat(call: Call) -> None:
     for part in ("rank 1: exited with status 3", "hint: look", "Traceback", "lr=0.1", "loss=nan"):
         assert part in out
     assert "python train.py --lr 'é 1'" in out and "wherry run --from r1" in out
+
+
+def test_show_tells_ranks_and_attempts_apart(
+    call: Call, client: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = {1: 1_700_000_001.0, 2: 1_700_000_031.0}
+    ranks = {
+        number: Rank(attempt=AttemptId("r1", number), rank=0, started=time)
+        for number, time in began.items()
+    }
+    detail = replace(
+        client.run("r1"),
+        run=replace(RUN, attempt=2),
+        attempts=tuple(
+            Attempt(id=AttemptId("r1", number), created=time - 1, ranks=(ranks[number],))
+            for number, time in began.items()
+        ),
+        metrics=tuple(replace(SERIES, attempt=a, rank=r) for a in (1, 2) for r in (0, 1)),
+    )
+    monkeypatch.setattr(client, "run", lambda ref: detail)
+    shown = call("show", "r1")[1]
+    assert "loss=nan (step 2; rank 0; attempt 1)" in shown
+    assert "loss=nan (step 2; rank 1; attempt 2)" in shown
+    assert "attempt 2 took 30 s; 1m 00s in all" in shown
 
 
 def test_an_empty_list_is_no_prose_on_stdout(call: Call, client: FakeClient) -> None:

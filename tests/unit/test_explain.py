@@ -177,6 +177,18 @@ def test_a_retry_says_why_and_how_much_of_the_budget_it_took() -> None:
     assert told(none, lost)[-1].endswith("not tried again: no --restarts were given")
 
 
+@pytest.mark.parametrize("started", [44.0, 56.0])  # as recorded now, and before
+def test_how_long_it_took_has_every_attempt_in_it(started: float) -> None:
+    first = attempt(1, rank(0, L, 50, started=T + 44), after=42)
+    second = attempt(2, rank(0, S, 60, attempt=2, started=T + 56), after=53)
+    of = run(RunState.SUCCEEDED, attempt=2, started=T + started)
+    assert told(of, first, second)[-1] == "succeeded; attempt 2 took 4.0 s; 16 s in all"
+    # One whose programs never started, say for want of its environment.
+    second = attempt(2, rank(0, F, 60, attempt=2), after=53)
+    of = run(RunState.FAILED, attempt=2, started=T + 44)
+    assert told(of, first, second)[-1].startswith("failed; attempt 2 took 7.0 s; 16 s in all")
+
+
 def test_what_a_rank_says_of_itself_is_told_with_its_number() -> None:
     said = (
         ("stalled", "no output, metric or CPU for 5 s"),

@@ -268,16 +268,42 @@ def _end(detail: RunDetail) -> Iterator[Fact]:
             yield Fact(time=event.time, kind="retried", text=text, attempt=event.attempt)
     if not run.finished or run.ended is None:
         return
-    # Polling can miss RUNNING: then the ranks know when their programs started.
-    ranks = detail.attempts[-1].ranks if detail.attempts else ()
-    started = run.started or min((r.started for r in ranks if r.started), default=None)
-    took = f" after {span(run.ended - started)}" if started else ""
-    text = f"{run.state}{took}"
+    text = str(run.state)
+    if (took := lasted(detail, run.ended)) is not None:
+        latest, whole = took
+        many = len(detail.attempts) > 1
+        text += (
+            f"; {in_all(detail, span(latest), span(whole))}" if many else f" after {span(whole)}"
+        )
     if run.verdict is not None and run.state in (RunState.FAILED, RunState.LOST):
         text += f"; {_not_again(run, run.verdict)}"
     yield Fact(time=run.ended, kind="ended", text=text, attempt=run.attempt)
     if run.verdict is not None and run.verdict.hint and run.state is not RunState.SUCCEEDED:
         yield Fact(time=run.ended, kind="hint", text=f"what to do: {run.verdict.hint}")
+
+
+def lasted(detail: RunDetail, until: float) -> tuple[float, float] | None:
+    """Seconds that the latest attempt took, and all of them, from the first program's start."""
+    started = detail.run.started
+    # Polling can miss RUNNING: then the ranks know when their programs started.
+    known = [r.started for a in detail.attempts for r in a.ranks if r.started]
+    if started:
+        known = [started, *known] if len(detail.attempts) > 1 else [started]
+    if not known:
+        return None
+    whole = max(0.0, until - min(known))
+    if len(detail.attempts) < 2:
+        return whole, whole
+    last = detail.attempts[-1]
+    since = min((time for time in known if time >= last.created), default=last.created)
+    return max(0.0, (last.ended or until) - since), whole
+
+
+def in_all(detail: RunDetail, latest: str, whole: str) -> str:
+    """How long a run of several attempts took, or takes."""
+    last = detail.attempts[-1]
+    takes = "takes" if last.ended is None and not detail.run.finished else "took"
+    return f"attempt {last.id.number} {takes} {latest}; {whole} in all"
 
 
 def _when(message: str) -> str:
