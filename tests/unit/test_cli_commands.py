@@ -276,6 +276,24 @@ def test_ps_asks_for_all_that_is_active(call: Call, client: FakeClient) -> None:
     assert states == {"submitted", "queued", "starting", "running"}
 
 
+def test_ps_says_whether_there_are_no_runs_or_none_that_fits(
+    call: Call, client: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: list[Run] = []
+
+    def fitting(**query: Any) -> list[Run]:
+        wanted = any(query.get(key) for key in ("states", "tags", "name", "before"))
+        return [] if wanted else known[: query["limit"]]
+
+    monkeypatch.setattr(client, "runs", fitting)
+    assert call("ps", "-n", "5") == (0, "", "no runs\nhint: wherry run script.py makes one\n")
+    for count, there in ((1, "there is 1"), (3, "there are 3"), (900, "there are 500 or more")):
+        known = [RUN] * count
+        for args in (("-n", "5"), ("-s", "running"), ("-t", "x")):
+            assert call("ps", *args) == (0, "", f"no run fits; {there}: wherry ps --all\n")
+    assert call("ps", "-n", "5", "--json") == (0, "[]\n", "")
+
+
 # --- errors
 
 
