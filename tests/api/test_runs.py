@@ -156,6 +156,18 @@ def test_an_agent_that_dies_is_drained_then_lost_then_tried_again(plane: Plane) 
     assert lines.count("last words") == 1
 
 
+def test_a_run_keeps_the_start_of_its_first_attempt(plane: Plane) -> None:
+    run = plane.submit(restarts=1)
+    plane.agent(run).start()
+    began = plane.until(run.id, "running").started
+    plane.backend.set(AttemptId(run.id, 1), 0, "ended", cause="agent-lost")
+    again = plane.agent(run, attempt=2)
+    again.start()
+    again.exit()
+    ended = plane.until(run.id, "succeeded")
+    assert (ended.attempt, ended.started) == (2, began)
+
+
 def test_a_dead_agents_exit_that_was_left_on_disk_counts(plane: Plane) -> None:
     run = plane.submit()
     agent = plane.agent(run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from wherry.core.api import RunDetail
 from wherry.core.explain import explain, span
@@ -125,8 +126,37 @@ def test_the_first_failure_its_consequences_and_its_victims_are_told_apart() -> 
     ]
 
 
+def test_who_had_left_is_told_with_the_failure_that_follows() -> None:
+    ranks = (rank(0, F, 58, cause="peer", message="connection closed"), rank(1, S, 57))
+    assert told(run(), attempt(1, *ranks, ended=T + 59))[2:4] == [
+        "rank 1 ended, with status 0",
+        "rank 0 failed: connection closed; rank 1 had left, with status 0",
+    ]
+
+
+def test_who_was_missing_is_told_and_was_not_stopped_for_it() -> None:
+    waited = rank(0, F, 58, cause="rendezvous", message="timed out")
+    missing = rank(1, X, 59, cause="stopped", message="told to stop")
+    story = told(run(), attempt(1, waited, missing, stopping="rank 0 failed"))
+    assert story[2:4] == [
+        "rank 0 failed: timed out; missing: rank 1, which had not joined when the run was stopped",
+        "rank 1 was stopped",
+    ]
+    # Others may still say that they waited, too.
+    early = told(run(RunState.RUNNING, ended=None), attempt(1, waited, rank(1, RankState.RUNNING)))
+    assert early[-1] == "rank 0 failed: timed out"
+
+
+def test_a_failure_without_words_says_what_the_verdict_does() -> None:
+    killed = attempt(1, rank(0, F, 58, cause="signal", signal=9), rank(1, F, 59, exit_code=4))
+    story = told(run(), killed)
+    assert story[2] == "rank 0 failed first: killed by signal 9"
+    assert story[3].endswith(": exited with status 4")
+
+
 def test_a_retry_says_why_and_how_much_of_the_budget_it_took() -> None:
-    lost = attempt(1, rank(1, L, 50, cause="agent-lost", message="the agent died"), after=40)
+    first = rank(1, L, 50, cause="agent-lost", message="the agent died")
+    lost = attempt(1, rank(0, X, 50), first, after=40, stopping="rank 1 lost")
     again = attempt(2, rank(1, L, 60, attempt=2, cause="lease", message="silent"), after=52)
     events = (
         *STARTED,
@@ -137,15 +167,61 @@ def test_a_retry_says_why_and_how_much_of_the_budget_it_took() -> None:
     verdict = Verdict(cause="lease", message="silent")
     of = run(RunState.LOST, restarts=1, attempt=2, verdict=verdict)
     story = told(of, lost, again, events=events)
-    assert (
-        "tried again: a fault of machines, not of the program; "
-        "attempt 1 ended: the agent died; again now (restart 1 of 1)" in story
-    )
+    again_now = "tried again: a fault of machines, not of the program; now (restart 1 of 1)"
+    assert again_now in story
+    assert [text for text in story if "the agent died" in text] == ["rank 1 failed: the agent died"]
     assert "attempt 2 began" in story and "waited 1.0 s" in story
     assert "rank 1 lost: the agent died" not in story
     assert story[-1].endswith("not tried again: the restart budget was 1, and is used up")
     none = run(RunState.LOST, verdict=verdict)
     assert told(none, lost)[-1].endswith("not tried again: no --restarts were given")
+
+
+@pytest.mark.parametrize("started", [44.0, 56.0])  # as recorded now, and before
+def test_how_long_it_took_has_every_attempt_in_it(started: float) -> None:
+    first = attempt(1, rank(0, L, 50, started=T + 44), after=42)
+    second = attempt(2, rank(0, S, 60, attempt=2, started=T + 56), after=53)
+    of = run(RunState.SUCCEEDED, attempt=2, started=T + started)
+    assert told(of, first, second)[-1] == "succeeded; attempt 2 took 4.0 s; 16 s in all"
+    # One whose programs never started, say for want of its environment.
+    second = attempt(2, rank(0, F, 60, attempt=2), after=53)
+    of = run(RunState.FAILED, attempt=2, started=T + 44)
+    assert told(of, first, second)[-1].startswith("failed; attempt 2 took 7.0 s; 16 s in all")
+
+
+def test_what_a_rank_says_of_itself_is_told_with_its_number() -> None:
+    said = (
+        ("stalled", "no output, metric or CPU for 5 s"),
+        ("moving", "it moves again, after 7 s"),
+        ("held", "failed (exited with status 4); held for 30m"),
+        ("fault", "kill: rank 1 at step 3: its machine is lost"),
+        ("resized", "by a newer agent"),
+    )
+    events = tuple(event(50 + i, *what, 1, rank=1) for i, what in enumerate(said))
+    assert told(run(), events=events)[2:-1] == [
+        "rank 1: no output, metric or CPU for 5 s",
+        "rank 1: it moves again, after 7 s",
+        "rank 1: failed (exited with status 4); held for 30m",
+        "kill: rank 1 at step 3: its machine is lost",
+        "rank 1: resized: by a newer agent",
+    ]
+    alone = run()
+    alone = replace(alone, spec=replace(alone.spec, workers=1))
+    assert "no output, metric or CPU for 5 s" in told(alone, events=events)
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        (
+            "rank 1 is replaced (it used 191 MiB\nhint: more)",
+            "rank 1 is replaced (it used 191 MiB)",
+        ),
+        ("rank 1 lost: gone\nhint: look", "rank 1 lost: gone"),
+    ],
+)
+def test_a_fact_has_no_hint_in_it(message: str, text: str) -> None:
+    assert text in told(run(), events=(event(5, "replaced", message, 1, rank=1),))
 
 
 def test_what_a_newer_control_plane_records_is_told_as_it_is() -> None:
@@ -157,6 +233,16 @@ def test_facts_come_in_the_order_of_time_and_show_it() -> None:
     facts = explain(detail)
     assert [f.time for f in facts] == sorted(f.time for f in facts)
     assert str(facts[0]).endswith("submitted: python train.py, 2 ranks")
+
+
+def test_programs_have_started_before_one_fails_however_late_that_is_noticed() -> None:
+    ranks = (rank(0, F, 51, exit_code=1, started=T + 50), rank(1, X, 53, started=T + 50.5))
+    events = (*STARTED, event(52, "running", attempt=1))
+    story = told(run(), attempt(1, *ranks, stopping="rank 0 failed"), events=events)
+    assert story[3:5] == [
+        "every rank's program had started",
+        "rank 0 failed: exited with status 1",
+    ]
 
 
 @pytest.mark.parametrize(

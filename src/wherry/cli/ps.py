@@ -49,10 +49,17 @@ def ps(
         found = {run.id: run for run in client.runs(limit=RECENT)}
         found |= {run.id: run for run in _pages(client, tuple(active), (), "", None)}
         runs = sorted(found.values(), key=lambda run: (run.created, run.id), reverse=True)
-    output.listing(
-        runs, words.columns(time.time()), json=as_json,
-        empty="no runs\nhint: wherry run script.py makes one",
-    )  # fmt: skip
+    chosen = bool(states or tags or name)
+    empty = "" if runs or as_json else _none(len(client.runs(limit=_PAGE)) if chosen else 0)
+    output.listing(runs, words.columns(time.time()), json=as_json, empty=empty)
+
+
+def _none(others: int) -> str:
+    """What to say where no run is to be listed; ``others``: how many there are, of a page."""
+    if not others:
+        return "no runs\nhint: wherry run script.py makes one"
+    there = "there is 1" if others == 1 else f"there are {others}{' or more' * (others == _PAGE)}"
+    return f"no run fits; {there}: wherry ps --all"
 
 
 def _pages(

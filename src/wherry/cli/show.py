@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -12,7 +12,7 @@ from wherry.cli import options
 
 if TYPE_CHECKING:
     from wherry.core.api import RunDetail
-    from wherry.core.run import Event, File, Rank, Run
+    from wherry.core.run import Event, File, Rank, Run, Series
 
 _MANY = 20  # ranks, metrics, events shown to a person
 
@@ -40,8 +40,8 @@ def show(ref: str, on: str, as_json: bool) -> None:
 
 
 def _fields(detail: RunDetail, files: list[File]) -> Iterator[tuple[str, str]]:
-    from wherry.cli.output import ago, duration, number
-    from wherry.cli.words import command_line, environment, seconds
+    from wherry.cli.output import ago
+    from wherry.cli.words import command_line, environment
     from wherry.core.job import format_bytes
 
     run, now = detail.run, time.time()
@@ -55,15 +55,12 @@ def _fields(detail: RunDetail, files: list[File]) -> Iterator[tuple[str, str]]:
     yield "left out", _some([f"{left.path} ({left.why})" for left in detail.left_out])
     yield "ranks", _ranks(run)
     yield "created", ago(run.created, now)
-    yield "took", duration(seconds(run, now))
+    yield "took", _took(detail, now)
     yield "repeats", run.parent
     yield "tags", " ".join(run.spec.tags)
     yield "note", run.spec.note
     yield "params", "  ".join(f"{name}={value}" for name, value in detail.params.items())
-    yield (
-        "metrics",
-        _some([f"{s.name}={number(s.last)} (step {s.last_step})" for s in detail.metrics]),
-    )
+    yield "metrics", _some(list(_metrics(detail.metrics)))
     for attempt in detail.attempts:
         words = [_rank(run, rank) for rank in attempt.ranks]
         yield f"attempt {attempt.id.number}", _some(words)
@@ -76,6 +73,28 @@ def _fields(detail: RunDetail, files: list[File]) -> Iterator[tuple[str, str]]:
     )
     yield "log", f"wherry logs {run.id}"
     yield "again", f"wherry run --from {run.id}"
+
+
+def _took(detail: RunDetail, now: float) -> str:
+    from wherry.cli.output import duration
+    from wherry.cli.words import seconds
+    from wherry.core.explain import in_all, lasted
+
+    took = lasted(detail, detail.run.ended or now) if len(detail.attempts) > 1 else None
+    if took is None:
+        return duration(seconds(detail.run, now))
+    return in_all(detail, *map(duration, took))
+
+
+def _metrics(known: Sequence[Series]) -> Iterator[str]:
+    """The last value of each, with whose it is where that is not clear."""
+    from wherry.cli.output import number
+
+    ranks = len({series.rank for series in known}) > 1
+    attempts = len({series.attempt for series in known}) > 1
+    for series in known:
+        whose = f"; rank {series.rank}" * ranks + f"; attempt {series.attempt}" * attempts
+        yield f"{series.name}={number(series.last)} (step {series.last_step}{whose})"
 
 
 def _why(run: Run) -> str:

@@ -33,7 +33,7 @@ def exit_status(run: Run) -> int:
 
 
 def seconds(run: Run, now: float) -> float | None:
-    """How long it has run, or ran; 0 where the clock was turned back meanwhile."""
+    """How long it has run, or ran, in all attempts; 0 where the clock was turned back meanwhile."""
     return None if run.started is None else max(0.0, (run.ended or now) - run.started)
 
 

@@ -333,7 +333,9 @@ class Reconciler:
             case d.TryAgain():
                 self._try_again(run, action)
             case d.MarkRunning():
-                self.store.move_run(run.id, RunState.RUNNING, started=self.clock())
+                # The first attempt's start: how long a run took has its retries in it.
+                started = self.clock() if run.started is None else None
+                self.store.move_run(run.id, RunState.RUNNING, started=started)
             case _ if attempt is not None:
                 self._apply_to_attempt(run, attempt.id, action)
         self.bus.publish(run.id)

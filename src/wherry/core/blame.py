@@ -76,11 +76,26 @@ def absent(rank: Rank, attempt: Attempt) -> str:
         return ""
     if left := left_early(rank, attempt):
         return f"; {names(left)} had left, with status 0"
+    if there := not_joined(rank, attempt):
+        return f"; missing: {names(there)}, which had not joined when the run was stopped"
+    return ""
+
+
+def not_joined(rank: Rank, attempt: Attempt) -> list[Rank]:
+    """Where ``rank`` broke as a rendezvous was never complete: who did not wait there with it."""
+    if rank.cause != "rendezvous" or left_early(rank, attempt):
+        return []
     others = [r for r in attempt.ranks if depth(r.cause) == 0 and r.rank != rank.rank]
-    there = [r for r in others if r.state is not RankState.SUCCEEDED]
-    if rank.cause != "rendezvous" or not there:
-        return ""
-    return f"; missing: {names(there)}, which had not joined when the run was stopped"
+    return [r for r in others if r.state is not RankState.SUCCEEDED]
+
+
+def said(rank: Rank) -> str:
+    """What it ended of, with the hint if it gave one; "" where nothing is known."""
+    if not rank.message and rank.signal is not None:
+        return f"killed by signal {rank.signal}"
+    if not rank.message and rank.exit_code is not None:
+        return f"exited with status {rank.exit_code}"
+    return rank.message
 
 
 def names(ranks: list[Rank]) -> str:

@@ -20,6 +20,7 @@ from wherry.core.blame import (
     first_broken,
     is_broken,
     left_early,
+    said,
     succeeded,
 )
 from wherry.core.causes import FREE, SYMPTOMS, Cause
@@ -253,8 +254,8 @@ def _gone(rank: Rank, attempt: Attempt, cause: Cause, message: str) -> EndRank:
     if attempt.stopping and not noticed:
         return EndRank(rank.rank, RankState.STOPPED, "stopped", message)
     message = message or f"the agent of rank {rank.rank} is gone without a word"
-    said = cause if cause not in ("", "stopped") else "agent-lost"
-    return EndRank(rank.rank, RankState.LOST, said, message)
+    known = cause if cause not in ("", "stopped") else "agent-lost"
+    return EndRank(rank.rank, RankState.LOST, known, message)
 
 
 # --- the three kinds of group
@@ -443,12 +444,7 @@ _HINTS: dict[str, str] = {
 
 def judge(rank: Rank, run: Run, attempt: Attempt) -> Verdict:
     """The verdict on a run whose first broken rank this is, in its latest attempt."""
-    what = rank.message
-    if not what and rank.signal is not None:
-        what = f"killed by signal {rank.signal}"
-    elif not what and rank.exit_code is not None:
-        what = f"exited with status {rank.exit_code}"
-    message, _, hint = (what or f"ended: {rank.state}").partition("\nhint: ")
+    message, _, hint = (said(rank) or f"ended: {rank.state}").partition("\nhint: ")
     message += absent(rank, attempt)
     if left_early(rank, attempt):
         hint = (

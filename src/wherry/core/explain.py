@@ -14,13 +14,14 @@ from msgspec import Struct
 
 from wherry.core import retry
 from wherry.core.api import RunDetail
-from wherry.core.blame import broken, depth, names
+from wherry.core.blame import absent, broken, depth, left_early, names, not_joined, said
 from wherry.core.causes import INFRASTRUCTURE
 from wherry.core.run import Attempt, Event, Rank, Run, Verdict
 from wherry.core.states import RankState, RunState
 
 _WORTH = 0.5  # seconds of waiting that are worth a word without a reason
 _PHASE = 1.0  # seconds of a phase that are
+_NAMED = {"rank", "replaced", "fault"}  # kinds of events whose messages name the rank
 _TOLD = {"waiting", "stopping", "stop-requested", "rank", *RunState}
 
 
@@ -28,8 +29,8 @@ class Fact(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
     One thing that happened, in words.
 
-    ``kind``: submitted, placed, waited, prepared, started, failed, consequence, stopped, retried,
-    ended, or the kind of the event that it was recorded as.
+    ``kind``: submitted, placed, waited, prepared, started, left, failed, consequence, stopped,
+    retried, ended, or the kind of the event that it was recorded as.
     """
 
     time: float  #: seconds since the epoch
@@ -68,26 +69,42 @@ def _events(detail: RunDetail) -> Iterator[Fact]:
     """What was recorded as an event and is told nowhere else."""
     words = {
         "stop-requested": "a person asked it to stop",
-        **dict.fromkeys(("rank", "replaced", "round", "fault", "stalled"), "{}"),
+        **dict.fromkeys(("rank", "replaced", "round", "fault", "stalled", "moving", "held"), "{}"),
     }
     placed = next((e for e in detail.events if e.kind == RunState.SUBMITTED and e.message), None)
     if placed is not None:
         yield Fact(time=placed.time, kind="placed", text=f"it runs {placed.message}")
     told = {(a.id.number, r.rank) for a in detail.attempts for r in broken(a)}
+    many = detail.run.spec.world_size > 1
     for event in detail.events:
         if event.kind == "rank" and (event.attempt, event.rank) in told:
             continue
         if event.kind == RunState.RUNNING:
-            many = detail.run.spec.world_size > 1
             text = "every rank's program had started" if many else "its program had started"
         elif event.kind in words:
-            text = words[event.kind].format(event.message)
+            text = words[event.kind].format(_unhinted(event.message))
         elif event.kind in _TOLD:
             continue
         else:  # of a kind that is newer than this module
             text = f"{event.kind}: {event.message}" if event.message else event.kind
-        kind = "started" if event.kind == RunState.RUNNING else str(event.kind)
-        yield Fact(time=event.time, kind=kind, text=text, attempt=event.attempt, rank=event.rank)
+        if many and event.rank is not None and event.kind not in _NAMED:
+            text = f"rank {event.rank}: {text}"
+        running = event.kind == RunState.RUNNING
+        kind, time = ("started", _begun(detail, event)) if running else (event.kind, event.time)
+        yield Fact(time=time, kind=kind, text=text, attempt=event.attempt, rank=event.rank)
+
+
+def _begun(detail: RunDetail, event: Event) -> float:
+    """
+    When the programs had started of which this event tells: it is written when that is noticed,
+    and a short program may be over by then.
+    """
+    attempt = next((a for a in detail.attempts if a.id.number == event.attempt), None)
+    began = [r.started for r in attempt.ranks if r.started] if attempt else []
+    if attempt is None or not began:
+        return event.time
+    last = max(began) if detail.run.spec.group == "gang" else min(began)
+    return max(attempt.created, min(event.time, last))
 
 
 def _waits(detail: RunDetail) -> Iterator[Fact]:
@@ -193,7 +210,12 @@ def _failures(attempt: Attempt) -> Iterator[Fact]:
     who = (
         f"rank {first.rank} failed" + (" first" if len(found) > 1 else "") if many else "it failed"
     )
-    text = f"{who}: {_said(first)}"
+    for rank in left_early(first, attempt):
+        text = f"rank {rank.rank} ended, with status 0"
+        yield Fact(time=rank.ended or when, kind="left", text=text, attempt=number, rank=rank.rank)
+    # Who is missing is known once the others have had the time to tell.
+    over = bool(attempt.stopping) or attempt.ended is not None
+    text = f"{who}: {_said(first)}{absent(first, attempt) if over else ''}"
     yield Fact(time=when, kind="failed", text=text, attempt=number, rank=first.rank)
     for rank in found[1:]:
         gap = (rank.ended or when) - when
@@ -204,18 +226,34 @@ def _failures(attempt: Attempt) -> Iterator[Fact]:
             text += f"; a consequence of rank {first.rank}'s failure"
         kind = "consequence" if follows else "failed"
         yield Fact(time=rank.ended or when, kind=kind, text=text, attempt=number, rank=rank.rank)
+    yield from _victims(attempt, found, when)
+
+
+def _victims(attempt: Attempt, found: Sequence[Rank], when: float) -> Iterator[Fact]:
+    """Who was stopped for a failure; that a rank was missing is not the failure's doing."""
     stopped = [r for r in attempt.ranks if r.state is RankState.STOPPED and r not in found]
-    if stopped and attempt.stopping and attempt.stopping != "user":
-        last = max((r.ended or when for r in stopped), default=when)
-        text = f"{names(stopped)} {'was' if len(stopped) == 1 else 'were'} stopped for it"
-        yield Fact(time=last, kind="stopped", text=text, attempt=number)
+    if not attempt.stopping or attempt.stopping == "user":
+        return
+    missing = not_joined(found[0], attempt)
+    for group, why in (
+        ([r for r in stopped if r in missing], "stopped"),
+        ([r for r in stopped if r not in missing], "stopped for it"),
+    ):
+        if group:
+            last = max(r.ended or when for r in group)
+            text = f"{names(group)} {'was' if len(group) == 1 else 'were'} {why}"
+            yield Fact(time=last, kind="stopped", text=text, attempt=attempt.id.number)
 
 
 def _said(rank: Rank) -> str:
-    words = rank.message.partition("\nhint: ")[0]
-    if not words and rank.exit_code is not None:
-        words = f"exited with status {rank.exit_code}"
-    return words or str(rank.cause or rank.state)
+    return _unhinted(said(rank)) or str(rank.cause or rank.state)
+
+
+def _unhinted(message: str) -> str:
+    """Without what to do about it: that is said once, at the end. ``x⏎hint: y)`` keeps its end."""
+    first, _, hint = message.partition("\nhint: ")
+    cut_open = hint.endswith(")") and first.count("(") > first.count(")")
+    return first + ")" * cut_open
 
 
 def _end(detail: RunDetail) -> Iterator[Fact]:
@@ -226,20 +264,52 @@ def _end(detail: RunDetail) -> Iterator[Fact]:
             first = next(iter(broken(attempt)), None)
             machines = first is None or first.cause in INFRASTRUCTURE
             why = "a fault of machines, not of the program" if machines else "retry_on names it"
-            text = f"tried again: {why}; {event.message}"
+            text = f"tried again: {why}; {_when(event.message) if first else event.message}"
             yield Fact(time=event.time, kind="retried", text=text, attempt=event.attempt)
     if not run.finished or run.ended is None:
         return
-    # Polling can miss RUNNING: then the ranks know when their programs started.
-    ranks = detail.attempts[-1].ranks if detail.attempts else ()
-    started = run.started or min((r.started for r in ranks if r.started), default=None)
-    took = f" after {span(run.ended - started)}" if started else ""
-    text = f"{run.state}{took}"
+    text = str(run.state)
+    if (took := lasted(detail, run.ended)) is not None:
+        latest, whole = took
+        many = len(detail.attempts) > 1
+        text += (
+            f"; {in_all(detail, span(latest), span(whole))}" if many else f" after {span(whole)}"
+        )
     if run.verdict is not None and run.state in (RunState.FAILED, RunState.LOST):
         text += f"; {_not_again(run, run.verdict)}"
     yield Fact(time=run.ended, kind="ended", text=text, attempt=run.attempt)
     if run.verdict is not None and run.verdict.hint and run.state is not RunState.SUCCEEDED:
         yield Fact(time=run.ended, kind="hint", text=f"what to do: {run.verdict.hint}")
+
+
+def lasted(detail: RunDetail, until: float) -> tuple[float, float] | None:
+    """Seconds that the latest attempt took, and all of them, from the first program's start."""
+    started = detail.run.started
+    # Polling can miss RUNNING: then the ranks know when their programs started.
+    known = [r.started for a in detail.attempts for r in a.ranks if r.started]
+    if started:
+        known = [started, *known] if len(detail.attempts) > 1 else [started]
+    if not known:
+        return None
+    whole = max(0.0, until - min(known))
+    if len(detail.attempts) < 2:
+        return whole, whole
+    last = detail.attempts[-1]
+    since = min((time for time in known if time >= last.created), default=last.created)
+    return max(0.0, (last.ended or until) - since), whole
+
+
+def in_all(detail: RunDetail, latest: str, whole: str) -> str:
+    """How long a run of several attempts took, or takes."""
+    last = detail.attempts[-1]
+    takes = "takes" if last.ended is None and not detail.run.finished else "took"
+    return f"attempt {last.id.number} {takes} {latest}; {whole} in all"
+
+
+def _when(message: str) -> str:
+    """``attempt 1 ended: …; again now (restart 1 of 2)``, without what the attempt's facts say."""
+    _, found, when = message.rpartition("; again ")
+    return when if found else message
 
 
 def _not_again(run: Run, verdict: Verdict) -> str:

@@ -89,7 +89,7 @@ class Run(Struct, frozen=True, kw_only=True):
     state: RunState = RunState.SUBMITTED
     reason: str = ""  #: what it waits for and what would end that, for people
     created: float = 0.0  #: seconds since the epoch
-    started: float | None = None
+    started: float | None = None  #: when the programs of its first attempt began
     ended: float | None = None
     attempt: int = 0  #: the number of the latest attempt; 0: none yet
     restarts_used: int = 0  #: how many of the job's ``restarts`` are spent

@@ -44,7 +44,8 @@ def replace(
     if not connection.execute(changed).rowcount:
         return False
     _charge(connection, attempt, cost)
-    reason = f" ({why.message or why.cause})" if why and (why.message or why.cause) else ""
+    said = (why.message.partition("\nhint: ")[0] or why.cause) if why else ""
+    reason = f" ({said})" if said else ""
     _note(connection, attempt, "replaced", f"rank {rank} is replaced{reason}", rank)
     return True
 

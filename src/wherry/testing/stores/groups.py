@@ -68,6 +68,13 @@ class GroupContract:
         event = store.events(attempt.run)[-1]
         assert (event.kind, event.rank) == ("replaced", 0) and "the agent died" in event.message
 
+    def test_why_a_rank_was_replaced_is_said_without_the_hint(self, store: Store) -> None:
+        attempt = started(store)
+        end = Exit(state=RankState.LOST, time=5.0, cause="oom", message="too much\nhint: use less")
+        store.move_rank(attempt, 0, RankState.LOST, exit=end)
+        assert store.replace_rank(attempt, 0, 1, cost=1)
+        assert store.events(attempt.run)[-1].message == "rank 0 is replaced (too much)"
+
     def test_only_the_newer_incarnation_may_write(self, store: Store) -> None:
         attempt = started(store)
         store.ingest([report(attempt, seq=(1, 3))])
