@@ -95,6 +95,37 @@ def test_a_frozen_agent_is_missed_and_the_gang_begins_again_without_its_late_wor
     assert "rank 2 was silent for longer than its lease" in world.cli("explain", run).stdout
 
 
+@pytest.mark.slow
+def test_the_verdict_on_a_barrier_is_about_the_rank_that_never_came(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(barrier_timeout="2", grace="0.5", backoff="0.1")
+    # The second attempt's rank 1 is stuck before it has said a word: its agent reads from a pipe
+    # that nobody writes to. Attempt 1 lays it out, then loses an agent.
+    world.write(
+        "trap.py",
+        "import os, signal, sys, time\n"
+        "if os.environ['RANK'] == '0':\n"
+        "    trap = f\"{sys.argv[1]}/{os.environ['WHERRY_RUN_ID']}-2/1\"\n"
+        "    os.makedirs(trap, mode=0o700)\n"
+        "    os.mkfifo(f'{trap}/acked')\n"
+        "    os.kill(os.getppid(), signal.SIGKILL)\n"
+        "time.sleep(600)\n",
+    )
+    words = ("--workers", "2", "--cpu", "0.2", "--restarts", "1", "trap.py")
+    ref = world.detach(*words, str(world.home / "attempts"))
+    ended = world.until(ref, "succeeded", "failed", "lost")
+    assert (ended.state, ended.attempt) == ("failed", 2) and ended.verdict is not None
+    verdict = ended.verdict
+    assert (verdict.cause, verdict.rank) == ("barrier", 1)
+    assert verdict.message == "rank 1 did not arrive within 2 s (rank 0 waited)"
+    assert f"wherry logs {ref} --rank 1 --stream system" in verdict.hint
+    told = world.cli("explain", ref).stdout.partition("attempt 2 began")[2]
+    assert "rank 0 failed: rank 1 did not arrive within 2 s" in told
+    assert "stopped for it" not in told
+    assert platform.find_marked(f"{ref}-2/") == []
+
+
 def test_a_port_that_was_stolen_costs_a_new_attempt_and_no_restart(world: World) -> None:
     world.write(
         "meet.py",

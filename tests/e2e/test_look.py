@@ -7,6 +7,7 @@ One control plane and one run of two ranks for the module; what ends a run has o
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import termios
@@ -248,6 +249,53 @@ def test_a_stalled_run_is_flagged_with_its_stacks_until_it_moves_again(own: Shel
     assert [event.kind for event in told[-2:]] == ["stalled", "moving"]
     assert "    stuck (" in told[0].message
     assert shown.run.state == "running"
+    assert own("stop", ref, "--grace", "0s", "--wait").returncode == 0
+
+
+HALTS = """
+import os, signal, time
+def stops():
+    os.kill(os.getpid(), signal.SIGSTOP)
+if os.environ["RANK"] == "1":
+    {fate}
+def waits_for_rank_1():
+    time.sleep(600)
+waits_for_rank_1()
+"""
+
+
+def stalled(own: Shell, fate: str) -> str:
+    """A run of two ranks of which one meets its fate while the other waits."""
+    own.write("halts.py", HALTS.format(fate=fate))
+    words = ("run", "--detach", "--workers", "2", "--cpu", "0.45", "--stall", "1s", "halts.py")
+    return own(*words).stdout.decode().strip()
+
+
+@pytest.mark.slow
+def test_a_program_that_a_signal_stopped_is_named_until_it_goes_on(own: Shell) -> None:
+    ref = stalled(own, "stops()")
+    client = sdk.connect()
+    quiet = f"ranks 0-1 show no output, metric or CPU for 1 s: wherry stack {ref}"
+    halted = re.compile(r"rank 1 is stopped \(SIGSTOP\): kill -CONT (\d+); " + re.escape(quiet))
+    found = eventually(lambda: halted.fullmatch(client.run(ref).run.reason), within=DEADLINE)
+    looked = own("stack", ref)
+    assert looked.returncode == 0
+    assert f"[1] process {found[1]} is stopped (SIGSTOP)".encode() in looked.stderr
+    assert b"py-spy" not in looked.stderr and b"Failed" not in looked.stderr
+    # What it was doing is read without pausing it.
+    assert b"    stops (" in looked.stdout and b"    waits_for_rank_1 (" in looked.stdout
+    os.kill(int(found[1]), signal.SIGCONT)
+    eventually(lambda: client.run(ref).run.reason == quiet, within=DEADLINE)
+    assert own("stop", ref, "--grace", "0s", "--wait").returncode == 0
+
+
+@pytest.mark.slow
+def test_a_rank_that_left_the_others_waiting_is_named(own: Shell) -> None:
+    ref = stalled(own, "raise SystemExit(0)")
+    client = sdk.connect()
+    quiet = "rank 0 shows no output, metric or CPU for 1 s"
+    said = f"{quiet}; rank 1 had ended, with status 0: wherry stack {ref}"
+    eventually(lambda: client.run(ref).run.reason == said, within=DEADLINE)
     assert own("stop", ref, "--grace", "0s", "--wait").returncode == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from wherry.agent import platform, protocol
 from wherry.agent.journal import Journal, read_folder
 from wherry.agent.usage import Usage
+from wherry.testing.waiting import eventually
 
 
 def program(folder: Path, name: str, text: str) -> None:
@@ -106,6 +108,22 @@ def test_without_proc_processes_are_found_with_their_parents_and_memory(
     child.kill()
     child.wait()
     assert platform.pid_started(child.pid) is None
+
+
+@pytest.mark.parametrize("linux", [platform.LINUX, False])
+def test_a_process_that_a_signal_stopped_is_told_from_others(
+    child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, linux: bool
+) -> None:
+    monkeypatch.setattr(platform, "LINUX", linux)
+
+    def stopped() -> bool:
+        return next(p.stopped for p in platform.processes() if p.pid == child.pid)
+
+    assert not stopped()
+    child.send_signal(signal.SIGSTOP)
+    eventually(stopped)
+    child.send_signal(signal.SIGCONT)
+    eventually(lambda: not stopped())
 
 
 @pytest.mark.usefixtures("elsewhere")

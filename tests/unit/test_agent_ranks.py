@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,7 +92,9 @@ def test_a_users_thread_count_stays(tmp_path: Path, sink: AgentSink) -> None:
 def test_a_barrier_that_is_not_met_names_who_is_missing(tmp_path: Path, sink: AgentSink) -> None:
     end = Rank(tmp_path, sink, rank=1, world_size=3, barrier_timeout=0.3).run("open('ran', 'w')")
     assert (end["state"], end["cause"]) == ("failed", "barrier")
-    assert "2 of 3 ranks did not arrive within 0.3 s: 0, 2" in end["message"]
+    message, _, hint = end["message"].partition("\nhint: ")
+    assert message == "ranks 0,2 did not arrive within 0.3 s"
+    assert re.match(r"why: wherry logs \S+ --rank 0 --stream system; ", hint)
     assert not (tmp_path / "work" / "ran").exists()
 
 

@@ -240,6 +240,32 @@ def test_ranks_that_never_came_to_the_rendezvous_are_named() -> None:
     assert verdict_on(names, there).message == "rank 0: 1 of 2 arrived; missing: rank 1"
 
 
+@pytest.mark.parametrize(
+    ("who", "words", "rank_of_it"),
+    [
+        ("rank 1", "rank 1 did not arrive within 4 s (ranks 0,2-3 waited)", 1),
+        ("ranks 1-3", "ranks 1-3 did not arrive within 4 s (rank 0 waited)", 1),
+        ("ranks 2-3", "ranks 2-3 did not arrive within 4 s (ranks 0-1 waited)", 2),
+    ],
+)
+def test_the_verdict_on_a_barrier_is_about_who_never_came(
+    who: str, words: str, rank_of_it: int
+) -> None:
+    message = f"{who} did not arrive within 4 s\nhint: why: see there"
+    waited = rank(0, F, ended=5.0, cause="barrier", message=message)
+    others = [rank(n, X, ended=6.0, cause="stopped", message="told to stop") for n in (1, 2, 3)]
+    verdict = verdict_on(waited, *others)
+    assert verdict == Verdict(
+        cause="barrier", message=words, hint="why: see there", rank=rank_of_it
+    )
+
+
+def test_a_barrier_of_which_nobody_is_known_to_be_missing_is_told_as_it_was_said() -> None:
+    message = "the ranks did not meet within 4 s"
+    verdict = verdict_on(rank(0, F, ended=5.0, cause="barrier", message=message), rank(1, X))
+    assert (verdict.rank, verdict.message) == (0, f"rank 0: {message}")
+
+
 def test_others_may_tell_of_the_same_time_out_before_they_are_stopped() -> None:
     waited = rank(0, F, ended=50.0, cause="rendezvous")
     facts = d.Facts(run=run(), attempt=attempt(waited, rank(1, R)), now=50.5)

@@ -147,6 +147,18 @@ def test_who_was_missing_is_told_and_was_not_stopped_for_it() -> None:
     assert early[-1] == "rank 0 failed: timed out"
 
 
+def test_who_did_not_come_to_the_barrier_was_not_stopped_for_it() -> None:
+    said = "rank 1 did not arrive within 4 s\nhint: see why"
+    waited = rank(0, F, 58, cause="barrier", message=said)
+    missing, waits = (rank(n, X, 59, cause="stopped", message="told to stop") for n in (1, 2))
+    story = told(run(), attempt(1, waited, missing, waits, stopping="rank 0 failed"))
+    assert story[2:5] == [
+        "rank 0 failed: rank 1 did not arrive within 4 s",
+        "rank 1 was stopped",
+        "rank 2 was stopped for it",
+    ]
+
+
 def test_a_failure_without_words_says_what_the_verdict_does() -> None:
     killed = attempt(1, rank(0, F, 58, cause="signal", signal=9), rank(1, F, 59, exit_code=4))
     story = told(run(), killed)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from typing import Any
 
 import msgspec
@@ -19,6 +22,7 @@ from wherry.core.remarks import remarks, spans
 from wherry.core.run import Attempt, AttemptId, Event, Rank, Run
 from wherry.core.states import RankState, RunState
 from wherry.errors import NotFound, NotRunning
+from wherry.testing.waiting import eventually
 
 ID = AttemptId("r1", 2)
 RUN = Run(
@@ -98,6 +102,29 @@ def test_stalled_ranks_are_named_until_they_move() -> None:
     assert remarks(RUN, [*stalled, *moving, event("moving", 1)]) == ""
 
 
+HALTED = "no output, metric or CPU for 10m; stopped (SIGSTOP): kill -CONT 123\n123 python"
+
+
+def test_a_rank_that_a_signal_stopped_is_named_before_those_that_wait_for_it() -> None:
+    said = [event("stalled", 0, QUIET), event("stalled", 1, HALTED), event("stalled", 2, QUIET)]
+    quiet = "ranks 0-2 show no output, metric or CPU for 10m: wherry stack r1"
+    assert remarks(RUN, said) == f"rank 1 is stopped (SIGSTOP): kill -CONT 123; {quiet}"
+    assert remarks(RUN, [*said[:2], event("stalled", 2, HALTED)]) == (
+        f"ranks 1-2 are stopped (SIGSTOP); {quiet}"
+    )
+    assert remarks(RUN, [*said, event("stalled", 1, QUIET)]) == quiet
+
+
+def test_a_rank_that_had_ended_well_is_named_beside_those_that_stall() -> None:
+    said = [event("stalled", n, QUIET) for n in (0, 1, 2)]
+    quiet = "ranks 0-1 show no output, metric or CPU for 10m"
+    left = "rank 2 had ended, with status 0"
+    assert remarks(RUN, said, ended=[2]) == f"{quiet}; {left}: wherry stack r1"
+    pool = replace(RUN, spec=replace(RUN.spec, group="pool"))
+    assert remarks(pool, said, ended=[2]) == f"{quiet}: wherry stack r1"
+    assert remarks(RUN, said, ended=[0, 1, 2]) == remarks(RUN, [], ended=[2]) == ""
+
+
 def test_what_ranks_of_an_earlier_attempt_said_is_over() -> None:
     assert remarks(RUN, [event("stalled", 0, QUIET, number=1), event("rank", 0, "lost")]) == ""
 
@@ -134,12 +161,14 @@ class Scene:
         assert kind == protocol.EVENT
         self.said.append(json.loads(payload))
 
-    def pass_by(self, seconds: float, *, cores: float = 0.0) -> list[str]:
-        """Time with this use of cores; what was said meanwhile."""
+    def pass_by(
+        self, seconds: float, *, cores: float = 0.0, stopped: tuple[int, ...] = ()
+    ) -> list[str]:
+        """Time with this use of cores, these processes stopped; what was said meanwhile."""
         before = len(self.said)
         for _ in range(int(seconds / 2)):
             self.now += 2
-            self.stall.poll(2 * cores)
+            self.stall.poll(2 * cores, stopped)
         return [event["kind"] for event in self.said[before:]]
 
 
@@ -148,6 +177,19 @@ def test_a_program_without_a_sign_of_life_is_flagged_once_with_its_stacks() -> N
     assert scene.pass_by(598) == []
     assert scene.pass_by(6000) == ["stalled"]
     assert scene.said[0]["message"] == "no output, metric or CPU for 10m\nstacks"
+
+
+def test_processes_that_a_signal_stopped_are_told_once_and_again_where_that_changes() -> None:
+    scene = Scene()
+    assert scene.pass_by(6000, stopped=(12, 13)) == ["stalled"]
+    assert scene.said[0]["message"] == (
+        "no output, metric or CPU for 10m; stopped (SIGSTOP): kill -CONT 12 13\nstacks"
+    )
+    assert scene.pass_by(600) == ["stalled"]
+    assert scene.said[1]["message"] == "no output, metric or CPU for 10m\nstacks"
+    assert scene.pass_by(600, stopped=(13,)) == ["stalled"]
+    scene.signs += 1
+    assert scene.pass_by(2) == ["moving"]
 
 
 def test_output_metrics_or_cpu_count_and_a_little_cpu_does_not() -> None:
@@ -203,6 +245,23 @@ def test_without_py_spy_the_answer_says_how_to_get_it(monkeypatch: pytest.Monkey
     monkeypatch.setenv("PATH", "/nowhere")
     (problem,) = stack.stacks("", {"PATH": "/nowhere"}, native=False)["problems"]
     assert problem["code"] == "py-spy-missing" and "--with py-spy" in problem["hint"]
+
+
+def test_a_process_that_a_signal_stopped_is_named_with_the_way_to_let_it_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        process.send_signal(signal.SIGSTOP)
+
+        def problems() -> list[dict[str, Any]]:
+            found = stack.stacks("", {"PATH": "/nowhere"}, native=False)["problems"]
+            return [problem for problem in found if problem["code"] == "stopped"]
+
+        (problem,) = eventually(problems)
+        process.kill()
+    assert problem["message"] == f"process {process.pid} is stopped (SIGSTOP)"
+    assert f"kill -CONT {process.pid}" in problem["hint"]
 
 
 THREAD: dict[str, Any] = {

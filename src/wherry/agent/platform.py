@@ -29,6 +29,7 @@ class Process:
 
     ``started``: ticks since boot (Linux) or seconds, only good for telling processes apart.
     ``cpu``: seconds, with those of its children that have ended. ``memory``: resident bytes.
+    ``stopped``: by SIGSTOP or another signal for job control; one that is traced is not.
     """
 
     def __init__(
@@ -40,9 +41,11 @@ class Process:
         cpu: float,
         memory: int,
         zombie: bool,
+        stopped: bool = False,
     ) -> None:
         self.pid, self.parent, self.name = pid, parent, name
-        self.started, self.cpu, self.memory, self.zombie = started, cpu, memory, zombie
+        self.started, self.cpu, self.memory = started, cpu, memory
+        self.zombie, self.stopped = zombie, stopped
 
 
 def _read(path: str) -> bytes:
@@ -68,6 +71,7 @@ def _linux_process(pid: int) -> Process | None:
         cpu=sum(map(int, words[11:15])) / _TICKS,
         memory=int(words[21]) * _PAGE,
         zombie=words[0] in (b"Z", b"X"),
+        stopped=words[0] == b"T",
     )
 
 
@@ -82,9 +86,9 @@ def _ps_processes() -> list[Process]:
                 seconds = seconds * 60 + float(part)
             began = time.mktime(time.strptime(" ".join(words[5:10]), "%a %b %d %H:%M:%S %Y"))
             name = os.path.basename(words[10])
-            zombie = words[3].startswith("Z")
+            zombie, stopped = words[3].startswith("Z"), words[3].startswith("T")
             pid, parent, memory = int(words[0]), int(words[1]), int(words[2]) * 1024
-            found.append(Process(pid, parent, name, began, seconds, memory, zombie))
+            found.append(Process(pid, parent, name, began, seconds, memory, zombie, stopped))
     return found
 
 

@@ -75,12 +75,25 @@ def meet(config: dict[str, Any], wake: Wake, round: int = 0) -> tuple[int, list[
         missing = answer["missing"]
         waited += time.monotonic() - began
         if waited >= patience:
-            names = ", ".join(map(str, missing[:20])) + (" ..." if len(missing) > 20 else "")
-            raise Failed(
-                "barrier",
-                f"{len(missing)} of {config['world_size']} ranks did not arrive within "
-                f"{patience:g} s: {names}",
-                "see why they did not start; WHERRY_BARRIER_TIMEOUT gives them longer",
-            )
+            raise _not_met(config["run"], missing, patience)
         time.sleep(0.02)
     raise Failed("stopped", "told to stop before the ranks had met")
+
+
+def _not_met(run: str, missing: list[int], patience: float) -> Failed:
+    """Who did not arrive: ``core.blame`` reads the numbers, and gives the verdict on those."""
+    longer = "WHERRY_BARRIER_TIMEOUT gives longer"
+    if not missing:
+        return Failed("barrier", f"the ranks did not meet within {patience:g} s", longer)
+    parts: list[list[int]] = []
+    for rank in sorted(missing):
+        if parts and rank == parts[-1][1] + 1:
+            parts[-1][1] = rank
+        else:
+            parts.append([rank, rank])
+    who = ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in parts)
+    return Failed(
+        "barrier",
+        f"rank{'s' * (len(missing) > 1)} {who} did not arrive within {patience:g} s",
+        f"why: wherry logs {run} --rank {parts[0][0]} --stream system; {longer}",
+    )

@@ -33,24 +33,31 @@ def stacks(py_spy: str, env: Mapping[str, str], *, native: bool) -> dict[str, An
 
     ``py_spy``: its path, or "": the one on the path of the program's environment or on ours.
     """
+    below = platform.descendants(os.getpid())
+    halted = [{"pid": p.pid, **_stopped(p.pid)} for p in below if p.stopped]
+    answer: dict[str, Any] = {"processes": [], "problems": halted[:_MOST]}
     path = py_spy or shutil.which("py-spy", path=env.get("PATH")) or shutil.which("py-spy")
+    found = [p for p in below if is_python(p.pid, p.name)]
     if not path:
-        return _no("py-spy-missing", "py-spy is not on the machine of the rank", _GET)
-    found = [p for p in platform.descendants(os.getpid()) if is_python(p.pid, p.name)]
+        missing = _problem("py-spy-missing", "py-spy is not on the machine of the rank", _GET)
+        answer["problems"].append(missing)
+        return answer
     if not found:
-        return _no("no-python", "the rank runs no Python process", "")
-    answer: dict[str, Any] = {"processes": [], "problems": []}
+        none = _problem("no-python", "the rank runs no Python process", "")
+        answer["problems"].append(none)
     deadline = time.monotonic() + _LONGEST
     for process in found[:_MOST]:
         if time.monotonic() >= deadline:
             answer["problems"].append(_problem("stack-timeout", "some processes were left out", ""))
             break
-        threads, problem = _dump(path, process.pid, native=native)
+        # One that is stopped already cannot be paused, and need not be.
+        how = ["--nonblocking"] if process.stopped else ["--native"] * native
+        threads, problem = _dump(path, process.pid, how)
         if threads:
             command = platform.command_line(process.pid) or process.name
             entry = {"pid": process.pid, "command": command, "threads": threads}
             answer["processes"].append(entry)
-        elif problem and platform.pid_started(process.pid) is not None:
+        elif problem and not process.stopped and platform.pid_started(process.pid) is not None:
             answer["problems"].append({"pid": process.pid, **problem})
     return answer
 
@@ -58,8 +65,9 @@ def stacks(py_spy: str, env: Mapping[str, str], *, native: bool) -> dict[str, An
 _GET = "add py-spy to the run's packages (--with py-spy), or to the image"
 
 
-def _no(code: str, message: str, hint: str) -> dict[str, Any]:
-    return {"processes": [], "problems": [{"code": code, "message": message, "hint": hint}]}
+def _stopped(pid: int) -> dict[str, Any]:
+    hint = f"where the rank runs, kill -CONT {pid} lets it go on"
+    return _problem("stopped", f"process {pid} is stopped (SIGSTOP)", hint)
 
 
 def is_python(pid: int, name: str) -> bool:
@@ -75,9 +83,9 @@ def is_python(pid: int, name: str) -> bool:
         return False
 
 
-def _dump(path: str, pid: int, *, native: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The threads of a process, or why there are none."""
-    command = [path, "dump", "--json", "--pid", str(pid)] + ["--native"] * native
+def _dump(path: str, pid: int, how: list[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The threads of a process, or why there are none. ``how``: options of py-spy."""
+    command = [path, "dump", "--json", "--pid", str(pid), *how]
     try:
         with platform.helper(command, stderr=subprocess.PIPE) as process:
             out, said = process.communicate(timeout=_PATIENCE)

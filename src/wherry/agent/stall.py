@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from wherry.agent import protocol
 from wherry.agent.journal import Journal
 
 SHARE = 0.01  #: of a core: who uses less, on average over the limit, does not move
 _TICKS = 0.05  #: seconds of CPU: less is noise, as the kernel counts
+_NAMED = 20  #: processes that are named at the most
 
 
 class Stall:
@@ -41,18 +42,28 @@ class Stall:
         self._spent: deque[tuple[float, float]] = deque()  # when, seconds of CPU
         self._enough = max(SHARE * limit, _TICKS)
         self._flagged = False
+        self._halted: list[int] = []  # what was told of those that are stopped
 
-    def poll(self, spent: float) -> None:
-        """Look. ``spent``: seconds of CPU since the last time."""
+    def poll(self, spent: float, stopped: Collection[int] = ()) -> None:
+        """
+        Look. ``spent``: seconds of CPU since the last time. ``stopped``: processes of the program
+        that a signal has stopped: told again where that changes.
+        """
         now, signs = self._clock(), self._signs()
         self._spent.append((now, spent))
         while self._spent[0][0] <= now - self._limit:
             self._spent.popleft()
         if signs != self._seen or sum(s for _, s in self._spent) >= self._enough:
             self._move(signs)
-        elif not self._flagged and now - self._since >= self._limit:
-            self._flagged = True
+        elif now - self._since >= self._limit and not (
+            self._flagged and self._halted == list(stopped)
+        ):
+            self._flagged, self._halted = True, list(stopped)
             message = f"no output, metric or CPU for {in_words(self._limit)}"
+            if stopped:
+                # ``core.remarks`` takes it apart at the semicolon.
+                numbers = " ".join(map(str, self._halted[:_NAMED]))
+                message += f"; stopped (SIGSTOP): kill -CONT {numbers}"
             stacks = self._stacks()
             self._tell("stalled", f"{message}\n{stacks}" if stacks else message)
 

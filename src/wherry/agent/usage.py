@@ -43,6 +43,7 @@ class Usage:
         self._before = (self._at, *_ended())
         self.period = 2.0  #: seconds between two points
         self.spent = 0.0  #: seconds of CPU in the last period
+        self.stopped: list[int] = []  #: processes that a signal had stopped when last looked at
 
     def poll(self) -> bool:
         """Add a point; whether the program is over its limit and nobody but us enforces it."""
@@ -52,6 +53,7 @@ class Usage:
         spent = sum(p.cpu - self._cpu.get(p.pid, 0.0) for p in found if p.pid in self._cpu)
         fresh = sum(p.cpu for p in found if p.pid not in self._cpu)
         memory = sum(p.memory for p in found)
+        self.stopped = sorted(p.pid for p in found if p.stopped)
         self.spent = max(0.0, spent + fresh)
         points = {
             "cpu": self.spent / max(now - self._at, 0.001),

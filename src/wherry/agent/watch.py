@@ -81,7 +81,7 @@ class Watch(threading.Thread):
                     if self.usage.poll():
                         self._on_oom()
                     if self._stall:
-                        self._stall.poll(self.usage.spent)
+                        self._stall.poll(self.usage.spent, self.usage.stopped)
             except Exception:
                 # To lose a point is better than to lose the rest of them.
                 traceback.print_exc()

@@ -23,6 +23,7 @@ from wherry.control.reports import Ingest, parse
 from wherry.control.tokens import RankIdentity, Tokens
 from wherry.core import decide as d
 from wherry.core.admission import Ledger, need, threads
+from wherry.core.blame import succeeded
 from wherry.core.job import Amount
 from wherry.core.remarks import remarks, stall_limit
 from wherry.core.retry import LONGEST
@@ -80,6 +81,7 @@ class Reconciler:
         self._leaving: dict[AttemptId, tuple[str, float]] = {}  # ended: back end, deadline
         self._drained: dict[AttemptId, set[int]] = {}
         self._remarked: set[str] = set()  # runs whose ranks said something of themselves
+        self._flagged: set[str] = set()  # and of whom there is something to say
         self._resting: set[str] = set()  # runs whose back-off is not over
         self._lobbies: dict[AttemptId, tuple[object, float]] = {}  # who waits, since when
 
@@ -107,7 +109,7 @@ class Reconciler:
         """A report was committed: wake who follows, and decide where a rank moved."""
         if report.state is not None or report.ended is not None or report.exit is not None:
             self.mark(report.attempt.run)
-        if report.events:
+        if report.events or (report.ended is not None and report.attempt.run in self._flagged):
             self._remarked.add(report.attempt.run)
             self.mark(report.attempt.run)
         self.bus.publish(report.attempt.run)
@@ -391,13 +393,16 @@ class Reconciler:
                 self._drained.pop(attempt, None)
                 self._lobbies.pop(attempt, None)
                 self._watched.pop(run.id, None)
+                self._flagged.discard(run.id)
                 self._leaving[attempt] = (run.backend, time.monotonic() + _TIDY)
 
     def _remark(self, run: Run) -> None:
         """Say what its ranks said last of themselves: that they are stalled, or held."""
         if run.state in RUN_ACTIVE:
-            held = d.held(run, self.store.attempt(AttemptId(run.id, run.attempt)))
-            reason = remarks(run, self.store.events(run.id), held=held)
+            attempt = self.store.attempt(AttemptId(run.id, run.attempt))
+            held, ended = d.held(run, attempt), [r.rank for r in attempt.ranks if succeeded(r)]
+            reason = remarks(run, self.store.events(run.id), held=held, ended=ended)
+            (self._flagged.add if reason else self._flagged.discard)(run.id)
             self.store.set_reason(run.id, reason, event=False)
             self.bus.publish(run.id)
 

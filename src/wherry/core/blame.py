@@ -6,9 +6,13 @@ Called by ``core.decide`` for the verdict and by ``core.explain`` for the story.
 
 from __future__ import annotations
 
+import re
+
 from wherry.core.causes import SYMPTOMS
 from wherry.core.run import Attempt, Rank
 from wherry.core.states import RankState
+
+_NOT_THERE = re.compile(r"ranks? ([\d,-]+) did not arrive")
 
 
 def depth(cause: str) -> int:
@@ -82,7 +86,17 @@ def absent(rank: Rank, attempt: Attempt) -> str:
 
 
 def not_joined(rank: Rank, attempt: Attempt) -> list[Rank]:
-    """Where ``rank`` broke as a rendezvous was never complete: who did not wait there with it."""
+    """
+    Where ``rank`` broke as a rendezvous was never complete: who did not wait there with it.
+
+    Of our own, the barrier, ``rank`` was told who: see ``agent.ranks``.
+    """
+    if rank.cause == "barrier":
+        found = _NOT_THERE.match(rank.message)
+        spans = [part.partition("-") for part in found[1].split(",")] if found else []
+        missing = [(int(low), int(high or low)) for low, _, high in spans]
+        others = [r for r in attempt.ranks if r.cause != "barrier"]
+        return [r for r in others if any(a <= r.rank <= b for a, b in missing)]
     if rank.cause != "rendezvous" or left_early(rank, attempt):
         return []
     others = [r for r in attempt.ranks if depth(r.cause) == 0 and r.rank != rank.rank]

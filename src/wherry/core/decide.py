@@ -20,10 +20,12 @@ from wherry.core.blame import (
     first_broken,
     is_broken,
     left_early,
+    not_joined,
     said,
     succeeded,
 )
 from wherry.core.causes import FREE, SYMPTOMS, Cause
+from wherry.core.remarks import ranks_in_words
 from wherry.core.roster import ends_with, label, roster
 from wherry.core.run import Attempt, Observation, Rank, RankObservation, Run, Verdict
 from wherry.core.states import RANK_TERMINAL, RankState, RunState
@@ -435,7 +437,6 @@ _HINTS: dict[str, str] = {
     "timeout": "give it longer with --timeout",
     "agent-lost": "its machine or agent died; --restarts 2 tries again",
     "lease": "its machine was unreachable or stopped; --restarts 2 tries again",
-    "barrier": "see the log of the ranks that never arrived",
     "environment": "see the log for the installer's words",
     "signal": "a signal from outside, or a crash in native code",
     "preempted": "its machine was taken away; --restarts 2 tries again",
@@ -445,6 +446,8 @@ _HINTS: dict[str, str] = {
 def judge(rank: Rank, run: Run, attempt: Attempt) -> Verdict:
     """The verdict on a run whose first broken rank this is, in its latest attempt."""
     message, _, hint = (said(rank) or f"ended: {rank.state}").partition("\nhint: ")
+    if rank.cause == "barrier" and (missing := not_joined(rank, attempt)):
+        return _never_came(missing, message, hint, run, attempt)
     message += absent(rank, attempt)
     if left_early(rank, attempt):
         hint = (
@@ -459,6 +462,19 @@ def judge(rank: Rank, run: Run, attempt: Attempt) -> Verdict:
         exit_code=rank.exit_code,
         signal=rank.signal,
         last_lines=rank.last_lines,
+    )
+
+
+def _never_came(
+    missing: list[Rank], message: str, hint: str, run: Run, attempt: Attempt
+) -> Verdict:
+    """On who did not come to the barrier; who waited there in vain said ``message``."""
+    first = missing[0]
+    if len(missing) == 1:
+        message = message.replace(f"rank {first.rank}", label(run.spec, first.rank), 1)
+    waited = ranks_in_words([r.rank for r in attempt.ranks if r not in missing])
+    return Verdict(
+        cause="barrier", message=f"{message} ({waited} waited)", hint=hint, rank=first.rank
     )
 
 

@@ -1,13 +1,13 @@
 """
 What the ranks of a running run say of themselves, in one line: stalled, held.
 
-Called by ``control.reconcile`` when a rank has said something. Pure: the run's events are all that
+Called by ``control.reconcile`` when a rank has said something. Pure: what was recorded is all that
 is needed, so a control plane that was restarted says the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from wherry.core.job import JobSpec
 from wherry.core.run import Event, Run
@@ -15,11 +15,17 @@ from wherry.core.run import Event, Run
 STALLED, MOVING, HELD = "stalled", "moving", "held"  # kinds of events that agents send
 
 
-def remarks(run: Run, events: Iterable[Event], *, held: Collection[int] = ()) -> str:
+def remarks(
+    run: Run,
+    events: Iterable[Event],
+    *,
+    held: Collection[int] = (),
+    ended: Collection[int] = (),
+) -> str:
     """
     The reason to show for the run's present attempt; "" where there is nothing to say.
 
-    ``held``: the ranks that are, see ``core.decide``.
+    ``held``: the ranks that are, see ``core.decide``. ``ended``: those that ended well.
     """
     keeps: Event | None = None
     stalled: dict[int, Event] = {}
@@ -35,12 +41,26 @@ def remarks(run: Run, events: Iterable[Event], *, held: Collection[int] = ()) ->
     if keeps is not None:
         # "failed (exited with status 1); held for 30m"
         return f"rank {keeps.rank} {_first(keeps)}: {_exec(run, keeps.rank or 0)}"
-    if stalled:
-        newest = max(stalled.values(), key=lambda event: event.time)
-        who = ranks_in_words(sorted(stalled))
-        shows = "shows" if len(stalled) == 1 else "show"
-        return f"{who} {shows} {_first(newest)}: wherry stack {run.id}"
-    return ""
+    for rank in ended:
+        stalled.pop(rank, None)
+    return _stalled(run, stalled, sorted(ended)) if stalled else ""
+
+
+def _stalled(run: Run, stalled: Mapping[int, Event], ended: Sequence[int]) -> str:
+    """Who does not move, after who was stopped, and before who cannot be waited for any more."""
+    newest = max(stalled.values(), key=lambda event: event.time)
+    who = ranks_in_words(sorted(stalled))
+    said = f"{who} {'shows' if len(stalled) == 1 else 'show'} {_first(newest).partition('; ')[0]}"
+    # "no output, metric or CPU for 10m; stopped (SIGSTOP): kill -CONT 123"
+    halted = {n: why for n, e in sorted(stalled.items()) if (why := _first(e).partition("; ")[2])}
+    if len(halted) == 1:
+        said = "".join(f"rank {n} is {why}" for n, why in halted.items()) + f"; {said}"
+    elif halted:
+        what = next(iter(halted.values())).partition(": ")[0]
+        said = f"{ranks_in_words(sorted(halted))} are {what}; {said}"
+    if ended and run.spec.group != "pool":
+        said += f"; {ranks_in_words(ended)} had ended, with status 0"
+    return f"{said}: wherry stack {run.id}"
 
 
 def stall_limit(spec: JobSpec, default: float) -> float:
