@@ -19,6 +19,7 @@ from wherry.agent import protocol
 from wherry.backends.base import Backend, Capability, Capacity, Member, Request
 from wherry.control.bus import Bus
 from wherry.control.live import Live
+from wherry.control.options import Options
 from wherry.control.reports import Ingest, parse
 from wherry.control.tokens import RankIdentity, Tokens
 from wherry.core import decide as d
@@ -39,20 +40,6 @@ _SWEEP = 1.0  # seconds between looks at every live attempt
 _STALL = 2.0  # seconds that a look may be late before that excuses agents that were not heard
 _TIDY = 30.0  # seconds that an ended attempt's agents have to leave by themselves
 _EVERYTHING = 10**9
-
-
-class Options:
-    """What the settings say about attempts."""
-
-    def __init__(self, get: Callable[[str], Any]) -> None:
-        self.grace: float = get("grace")
-        self.heartbeat: float = get("heartbeat")
-        self.lease: float = get("lease")
-        self.backoff: float = get("backoff")
-        self.elastic_settle: float = get("elastic_settle")
-        self.barrier_timeout: float = get("barrier_timeout")
-        self.spool_limit: int = get("spool_limit")
-        self.stall: float = get("stall")
 
 
 class Reconciler:

@@ -38,7 +38,8 @@ from wherry.control.cleanup import Cleanup, entries
 from wherry.control.commands import Commands
 from wherry.control.live import Live
 from wherry.control.look import Look
-from wherry.control.reconcile import Options, Reconciler
+from wherry.control.options import Options
+from wherry.control.reconcile import Reconciler
 from wherry.control.reports import Ingest
 from wherry.control.runs import Runs
 from wherry.control.tasks import Brokers
