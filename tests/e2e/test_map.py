@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import World
+from wherry.core.explain import explain
 from wherry.core.run import Run
 from wherry.core.states import RUN_TERMINAL
 from wherry.testing.waiting import eventually
@@ -167,6 +168,24 @@ def test_an_item_that_kills_every_worker_is_named_and_the_others_are_done(
     assert [line for line in lines if line.isdigit()] == ["0", "1", "2", "4", "5"]
     assert "3 workers died over item 3: exited with status 9" in printed
     assert program.marked("tried") == "xxx"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("items", ["range(40)", "[2]"])
+def test_a_map_that_an_error_ended_says_so_and_blames_nobody(items: str, program: Program) -> None:
+    program.run(
+        "def odd(x):\n"
+        "    if x == 2:\n"
+        "        raise ValueError('two is even')\n"
+        f"try: list(wherry.map(odd, {items}, workers=2))\n"
+        "except ValueError: pass\n"
+    )
+    over = program.newest
+    assert over.state == "stopped" and over.verdict is not None
+    assert over.verdict.message.endswith("of the map raised ValueError: two is even")
+    told = [str(fact) for fact in explain(program.world.client().run(over.id))]
+    assert not any("a person" in text for text in told)
+    assert any("it was told to stop: item" in text for text in told)
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from wherry.cli import main, options, output, words
+from wherry.cli import main, options
 from wherry.cli.main import COMMANDS, cli
 from wherry.core import api
 from wherry.core.job import JobSpec
@@ -447,54 +446,6 @@ def test_get_does_not_follow_a_link_out_of_its_folder(call: Call, tmp_path: Path
     (tmp_path / "x/logs").symlink_to(tmp_path / "elsewhere")
     assert call("get", "r1", "--to", "x", "--force")[0] == 2
     assert not list((tmp_path / "elsewhere").iterdir())
-
-
-def test_files_of_several_ranks_do_not_collide() -> None:
-    from wherry.cli.files import placed
-
-    known = [
-        File(path=path, rank=rank, digest="", size=0, attempt=1)
-        for path, rank in (("m", 0), ("m", 1), ("only-1", 1))
-    ]
-    assert [to for _, to in placed(known)] == ["m", "rank-1/m", "only-1"]
-
-
-# --- words
-
-
-@pytest.mark.parametrize(
-    ("state", "code", "verdict", "status"),
-    [
-        (RunState.SUCCEEDED, 0, None, 0),
-        (RunState.FAILED, 3, None, 3),
-        (RunState.FAILED, None, Verdict(signal=9), 137),
-        (RunState.FAILED, -15, None, 143),
-        (RunState.LOST, None, Verdict(cause="lease"), 1),
-        (RunState.FAILED, None, Verdict(cause="start", message="No such file"), 127),
-        (RunState.FAILED, None, Verdict(cause="start", message="Permission denied"), 126),
-        (RunState.STOPPED, 0, None, 1),
-    ],
-)
-def test_the_exit_status_is_the_scripts(
-    state: RunState, code: int | None, verdict: Verdict | None, status: int
-) -> None:
-    run = Run(
-        id="r", name="", owner="", project="", spec=JobSpec(), state=state, exit_code=code,
-        verdict=verdict,
-    )  # fmt: skip
-    assert words.exit_status(run) == status
-
-
-def test_times_are_relative() -> None:
-    now = time.time()
-    said = [output.ago(now - gone, now) for gone in (0, 30, 120, 7200, 200_000)]
-    assert said == ["now", "30 s ago", "2 min ago", "2 h ago", "2 d ago"]
-    assert [output.duration(s) for s in (0.04, 1.26, 65, 3700)] == [
-        "40 ms",
-        "1.3 s",
-        "1m 05s",
-        "1h 01m",
-    ]
 
 
 def test_completion_is_a_script(call: Call) -> None:

@@ -200,6 +200,16 @@ def test_a_stopped_run_that_had_succeeded_on_every_rank_has_succeeded() -> None:
     assert isinstance(outcome, d.Finish) and outcome.state is RunState.SUCCEEDED
 
 
+def test_a_run_that_a_program_stopped_says_why() -> None:
+    facts = d.Facts(
+        run=run(stop_requested=True), attempt=attempt(rank(0, X), rank(1, X), stopping="user")
+    )
+    for reason, said in (("", "stopped"), ("item 2 of the map raised", "item 2 of the map raised")):
+        _, finish = d.decide(structs.replace(facts, stop_reason=reason))
+        assert isinstance(finish, d.Finish) and finish.verdict is not None
+        assert (finish.state, finish.verdict.message) == (RunState.STOPPED, said)
+
+
 # --- symptoms and what they are symptoms of
 
 

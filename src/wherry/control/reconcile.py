@@ -280,7 +280,14 @@ class Reconciler:
             kept=frozenset() if attempt is None else self.live.kept(attempt.id),
             now=self.clock(),
             backoff=self.options.backoff,
+            stop_reason=self._stop_reason(run),
         )
+
+    def _stop_reason(self, run: Run) -> str:
+        if not run.stop_requested:
+            return ""
+        asked = (e.message for e in self.store.events(run.id) if e.kind == "stop-requested")
+        return next(asked, "")
 
     def _settled(self, attempt: Attempt) -> bool:
         """Whether nobody has come to an elastic group, or gone, for a while."""

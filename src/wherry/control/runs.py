@@ -110,7 +110,7 @@ class Runs:
 
     def stop(self, run: Run, how: Stop) -> Run:
         """Ask for the end of a run. Again, or after the end: nothing."""
-        self.store.request_stop(run.id)
+        self.store.request_stop(run.id, reason=how.reason)
         if how.grace is not None and run.attempt and not run.finished:
             attempt = AttemptId(run.id, run.attempt)
             self.store.mark_stopping(attempt, "user")

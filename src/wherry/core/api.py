@@ -45,10 +45,10 @@ POST /backup                Backup → BackupDone
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from wherry.core.bundle import LeftOut
 from wherry.core.job import JobSpec, Scalar
@@ -122,9 +122,14 @@ class MetricSeries(Struct, frozen=True, kw_only=True):
 
 
 class Stop(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How to stop: ``grace`` in seconds between SIGTERM and SIGKILL; None: the run's own."""
+    """
+    How to stop: ``grace`` in seconds between SIGTERM and SIGKILL; None: the run's own.
+
+    ``reason``: why, where it was no person who wants it stopped.
+    """
 
     grace: float | None = None
+    reason: Annotated[str, Meta(max_length=1000)] = ""
 
 
 class Retry(Struct, frozen=True, kw_only=True, omit_defaults=True):

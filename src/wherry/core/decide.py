@@ -158,6 +158,7 @@ class Facts(Struct, frozen=True, kw_only=True):
     kept: frozenset[int] = frozenset()
     now: float = 0.0  #: seconds since the epoch
     backoff: float = 0.0  #: seconds
+    stop_reason: str = ""  #: why it is wanted stopped, where it was no person
 
 
 _SETTLE = 2.0  # seconds after the first rendezvous time-out in which the others may say the same
@@ -175,7 +176,7 @@ def decide(facts: Facts) -> list[Action]:
         assert attempt is not None
         return [_outcome(facts, attempt)]
     if run.stop_requested:
-        return [Finish(RunState.STOPPED, Verdict(cause="stopped", message="stopped"), None)]
+        return [Finish(RunState.STOPPED, _stopped(facts), None)]
     if facts.admitted:
         return [Start(run.attempt + 1)]
     return [Wait()]
@@ -395,7 +396,7 @@ def _outcome(facts: Facts, attempt: Attempt) -> Action:
         return Finish(RunState.SUCCEEDED, None, 0)
     if run.stop_requested and not (first and _looked_into(run, attempt)):
         code = attempt.ranks[0].exit_code
-        return Finish(RunState.STOPPED, Verdict(cause="stopped", message="stopped"), code)
+        return Finish(RunState.STOPPED, _stopped(facts), code)
     if first is None:
         first = next(r for r in attempt.ranks if r.state is not RankState.SUCCEEDED)
     verdict = judge(first, run, attempt)
@@ -481,3 +482,7 @@ def _never_came(
 def _look(run: Run, rank: Rank) -> str:
     log = f"wherry logs {run.id} --rank {rank.rank}"
     return f"its whole log: {log}; --hold-on-failure 30m keeps such a rank to be looked into"
+
+
+def _stopped(facts: Facts) -> Verdict:
+    return Verdict(cause="stopped", message=facts.stop_reason or "stopped")

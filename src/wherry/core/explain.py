@@ -68,7 +68,6 @@ def _beginning(run: Run) -> Iterator[Fact]:
 def _events(detail: RunDetail) -> Iterator[Fact]:
     """What was recorded as an event and is told nowhere else."""
     words = {
-        "stop-requested": "a person asked it to stop",
         **dict.fromkeys(("rank", "replaced", "round", "fault", "stalled", "moving", "held"), "{}"),
     }
     placed = next((e for e in detail.events if e.kind == RunState.SUBMITTED and e.message), None)
@@ -81,6 +80,9 @@ def _events(detail: RunDetail) -> Iterator[Fact]:
             continue
         if event.kind == RunState.RUNNING:
             text = "every rank's program had started" if many else "its program had started"
+        elif event.kind == "stop-requested":
+            why = _unhinted(event.message)
+            text = f"it was told to stop: {why}" if why else "a person asked it to stop"
         elif event.kind in words:
             text = words[event.kind].format(_unhinted(event.message))
         elif event.kind in _TOLD:

@@ -165,9 +165,9 @@ class Client:
                 return run
             ref = run.id  # a name or "last" may mean another run by now
 
-    def stop(self, ref: str, *, grace: float | None = None) -> Run:
-        """Ask it to stop. Again, or after the end: no error."""
-        body = api.encode(api.Stop(grace=grace))
+    def stop(self, ref: str, *, grace: float | None = None, reason: str = "") -> Run:
+        """Ask it to stop. Again, or after the end: no error. ``reason``: see ``api.Stop``."""
+        body = api.encode(api.Stop(grace=grace, reason=reason[:1000]))
         return self._post(f"/runs/{segment(ref)}/stop", body, Run)
 
     def retry(self, ref: str, *, name: str = "", key: str | None = None) -> Run:

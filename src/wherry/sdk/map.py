@@ -134,6 +134,7 @@ class _Mapped(Job):
         self._pool: Pool | None = None
         self._lender: Executor | None = None  # it ends with its last reference
         self._left = False
+        self.why = ""  #: what raised first, where that ends the map
 
     def start(self, pool: Pool, lender: Executor | None) -> None:
         self._pool, self._lender = pool, lender
@@ -179,6 +180,8 @@ class _Mapped(Job):
         trace = str(cause.args[0]) if isinstance(cause, RemoteTraceback) else ""
         place = Place(index, item, max(1, self.tries.get(index, 0)), trace)
         error.add_note(f"in item {index} of wherry.map: {_shown(item)}")
+        if not self.returned:
+            self.why = self.why or f"item {index} of the map raised {_in_words(error)}"
         with suppress(AttributeError):  # a class with slots
             error.task = place  # type: ignore[attr-defined]
         self.finish((index,), [_Failed(error)])
@@ -195,7 +198,7 @@ class _Mapped(Job):
         if self.bar is not None:
             self.bar.move(done)
         if over:
-            self.leave()
+            self.leave(kill=bool(self.why))
 
     # --- the reader asks
 
@@ -228,8 +231,13 @@ class _Mapped(Job):
             self.bar.close()
         self._pool.remove(self)
         if self._lender is None:
-            self._pool.close(kill=kill)
+            self._pool.close(kill=kill, why=self.why)
         self._lender = None
+
+
+def _in_words(error: BaseException) -> str:
+    text = str(error).split("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _shown(item: Any) -> str:

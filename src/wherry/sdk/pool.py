@@ -105,11 +105,12 @@ class Pool:
             while not self.closed and any(job.busy for job in self._jobs):
                 self.changed.wait()
 
-    def close(self, *, kill: bool = False, wait: bool = False) -> None:
+    def close(self, *, kill: bool = False, wait: bool = False, why: str = "") -> None:
         """
         Let the workers leave. Again: no error.
 
         :param kill: in the middle of a task, too. :param wait: until they have left.
+        :param why: what to say of a run that is stopped.
         """
         with self.changed:
             first, self._closing = not self._closing, True
@@ -120,7 +121,7 @@ class Pool:
             job.settled()
         with suppress(WherryError):
             if kill:
-                self.client.stop(self.run.id, grace=0.0)
+                self.client.stop(self.run.id, grace=0.0, reason=why or "its script gave it up")
             elif first and self.error is None:
                 self.client.end_tasks(self.run.id)
             if wait:
@@ -130,7 +131,7 @@ class Pool:
         """Wait until the workers have left; stop those that do not."""
         with suppress(WherryError):
             if not self.client.wait(self.run.id, _LEAVE).finished:
-                self.client.stop(self.run.id, grace=0.0)
+                self.client.stop(self.run.id, grace=0.0, reason="its workers did not leave")
                 self.client.wait(self.run.id, _LEAVE)
         _LIVE.discard(self)
 
@@ -166,7 +167,7 @@ class Pool:
             job.broken(error)
             job.settled()
         with suppress(WherryError):
-            self.client.stop(self.run.id, grace=0.0)
+            self.client.stop(self.run.id, grace=0.0, reason=error.message)
 
     def _send_all(self) -> None:
         while True:

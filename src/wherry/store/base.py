@@ -161,8 +161,12 @@ class Store(Protocol):
         """
         ...
 
-    def request_stop(self, run_id: str) -> bool:
-        """Note that a person wants it stopped. False where finished or noted already."""
+    def request_stop(self, run_id: str, *, reason: str = "") -> bool:
+        """
+        Note that it is wanted stopped, and why: the message of the event ``stop-requested``.
+
+        False where finished or noted already.
+        """
         ...
 
     def delete_run(self, run_id: str) -> None:

@@ -117,9 +117,9 @@ class SqlStore:
         with self._database.transaction() as connection:
             runs.set_reason(connection, run_id, reason, event=event)
 
-    def request_stop(self, run_id: str) -> bool:
+    def request_stop(self, run_id: str, *, reason: str = "") -> bool:
         with self._database.transaction() as connection:
-            return runs.request_stop(connection, run_id)
+            return runs.request_stop(connection, run_id, reason)
 
     def delete_run(self, run_id: str) -> None:
         with self._database.transaction() as connection:

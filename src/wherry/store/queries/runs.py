@@ -18,6 +18,7 @@ from wherry.errors import AmbiguousName, Conflict, IdempotencyMismatch, NotFound
 from wherry.store.base import RunFilter
 from wherry.store.engine import upsert
 from wherry.store.queries import history
+from wherry.store.queries.records import fit
 from wherry.store.tables import idempotency, runs, tags, uses
 
 _ROW = select(*(runs.c[name] for name in Run.__struct_fields__))
@@ -161,7 +162,7 @@ def set_reason(connection: Connection, run_id: str, reason: str, *, event: bool)
         history.add(connection, waits)
 
 
-def request_stop(connection: Connection, run_id: str) -> bool:
+def request_stop(connection: Connection, run_id: str, reason: str) -> bool:
     """See ``Store.request_stop``. The event's kind is ``stop-requested``."""
     changed = (
         update(runs)
@@ -172,7 +173,8 @@ def request_stop(connection: Connection, run_id: str) -> bool:
     attempt = connection.scalar(changed)
     if attempt is None:
         return False
-    event = Event(run=run_id, time=time.time(), kind="stop-requested", attempt=attempt)
+    now = time.time()
+    event = Event(run=run_id, time=now, kind="stop-requested", message=fit(reason), attempt=attempt)
     history.add(connection, event)
     return True
 
