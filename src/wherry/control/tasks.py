@@ -443,7 +443,13 @@ class Brokers:
                 if not broker.ended and time.monotonic() > broker.heard + self._lease:
                     run = await asyncio.to_thread(self._store.run, run_id)
                     log.info("run %s: its driver is gone", run_id)
-                    await asyncio.to_thread(self._runs.stop, run, Stop())
+                    await asyncio.to_thread(
+                        self._runs.stop,
+                        run,
+                        Stop(
+                            reason="its driver is gone: it said nothing for longer than its lease"
+                        ),
+                    )
                     broker.ended = True
                 broker.offer()  # time may have brought what is owed to nobody any more
                 await self._bus.wait(run_id, version, timeout=_LOOK)

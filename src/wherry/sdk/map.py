@@ -156,6 +156,7 @@ class _Mapped(Job):
             items = list(islice(self._items, count))
         except Exception as error:
             items = []
+            self.why = f"the items of the map raised {_in_words(error)}"
             with self._changed:
                 self._error = error
         self._taken += len(items)
@@ -236,7 +237,10 @@ class _Mapped(Job):
 
 
 def _in_words(error: BaseException) -> str:
-    text = str(error).split("\n")[0]
+    try:
+        text = str(error).partition("\n")[0]
+    except Exception:  # an exception of theirs may not even do that
+        text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -121,11 +121,14 @@ class Pool:
             job.settled()
         with suppress(WherryError):
             if kill:
-                self.client.stop(self.run.id, grace=0.0, reason=why or "its script gave it up")
+                self.client.stop(self.run.id, grace=0.0, reason=why or self._why())
             elif first and self.error is None:
                 self.client.end_tasks(self.run.id)
             if wait:
                 self._see_off()
+
+    def _why(self) -> str:
+        return self.error.message if self.error is not None else "its script gave it up"
 
     def _see_off(self) -> None:
         """Wait until the workers have left; stop those that do not."""
