@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
 
 from wherry.cli import main, options
 from wherry.cli.main import COMMANDS, cli
@@ -238,30 +237,6 @@ def test_show_says_why_and_how_to_repeat(call: Call) -> None:
     assert "python train.py --lr 'é 1'" in out and "wherry run --from r1" in out
 
 
-def test_show_tells_ranks_and_attempts_apart(
-    call: Call, client: FakeClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    began = {1: 1_700_000_001.0, 2: 1_700_000_031.0}
-    ranks = {
-        number: Rank(attempt=AttemptId("r1", number), rank=0, started=time)
-        for number, time in began.items()
-    }
-    detail = replace(
-        client.run("r1"),
-        run=replace(RUN, attempt=2),
-        attempts=tuple(
-            Attempt(id=AttemptId("r1", number), created=time - 1, ranks=(ranks[number],))
-            for number, time in began.items()
-        ),
-        metrics=tuple(replace(SERIES, attempt=a, rank=r) for a in (1, 2) for r in (0, 1)),
-    )
-    monkeypatch.setattr(client, "run", lambda ref: detail)
-    shown = call("show", "r1")[1]
-    assert "loss=nan (step 2; rank 0; attempt 1)" in shown
-    assert "loss=nan (step 2; rank 1; attempt 2)" in shown
-    assert "attempt 2 took 30 s; 1m 00s in all" in shown
-
-
 def test_an_empty_list_is_no_prose_on_stdout(call: Call, client: FakeClient) -> None:
     client.kept = []
     status, out, err = call("files", "r1")
@@ -273,24 +248,6 @@ def test_ps_asks_for_all_that_is_active(call: Call, client: FakeClient) -> None:
     call("ps")
     states = {s for _, query in client.asked for s in query.get("states", ())}
     assert states == {"submitted", "queued", "starting", "running"}
-
-
-def test_ps_says_whether_there_are_no_runs_or_none_that_fits(
-    call: Call, client: FakeClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    known: list[Run] = []
-
-    def fitting(**query: Any) -> list[Run]:
-        wanted = any(query.get(key) for key in ("states", "tags", "name", "before"))
-        return [] if wanted else known[: query["limit"]]
-
-    monkeypatch.setattr(client, "runs", fitting)
-    assert call("ps", "-n", "5") == (0, "", "no runs\nhint: wherry run script.py makes one\n")
-    for count, there in ((1, "there is 1"), (3, "there are 3"), (900, "there are 500 or more")):
-        known = [RUN] * count
-        for args in (("-n", "5"), ("-s", "running"), ("-t", "x")):
-            assert call("ps", *args) == (0, "", f"no run fits; {there}: wherry ps --all\n")
-    assert call("ps", "-n", "5", "--json") == (0, "[]\n", "")
 
 
 # --- errors

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from wherry.core.api import RunDetail
 from wherry.core.explain import explain, span
-from wherry.core.job import Environment, JobSpec
+from wherry.core.job import Environment, Group, JobSpec
 from wherry.core.run import Attempt, AttemptId, Event, Rank, Run, Verdict
 from wherry.core.states import RankState, RunState
 
@@ -255,6 +255,26 @@ def test_programs_have_started_before_one_fails_however_late_that_is_noticed() -
         "every rank's program had started",
         "rank 0 failed: exited with status 1",
     ]
+
+
+@pytest.mark.parametrize(
+    ("group", "after", "text"),
+    [
+        ("gang", 50.5, "every rank's program had started"),
+        ("pool", 50.0, "the first rank's program had started"),
+        ("elastic", 50.0, "the first rank's program had started"),
+    ],
+)
+def test_whose_programs_had_started_depends_on_the_group(
+    group: Group, after: float, text: str
+) -> None:
+    ranks = (rank(0, S, 60, started=T + 50), rank(1, S, 60, started=T + 50.5))
+    of = run(RunState.SUCCEEDED)
+    of = replace(of, spec=replace(of.spec, group=group))
+    events = (*STARTED, event(52, "running", attempt=1))
+    detail = RunDetail(run=of, attempts=(attempt(1, *ranks),), params={}, metrics=(), events=events)
+    (started,) = (fact for fact in explain(detail) if fact.kind == "started")
+    assert (started.time, started.text) == (T + after, text)
 
 
 @pytest.mark.parametrize(

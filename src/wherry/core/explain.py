@@ -22,6 +22,8 @@ from wherry.core.states import RankState, RunState
 _WORTH = 0.5  # seconds of waiting that are worth a word without a reason
 _PHASE = 1.0  # seconds of a phase that are
 _NAMED = {"rank", "replaced", "fault"}  # kinds of events whose messages name the rank
+_STARTED = {"gang": "every rank's program had started"}
+_STARTED |= dict.fromkeys(("pool", "elastic"), "the first rank's program had started")
 _TOLD = {"waiting", "stopping", "stop-requested", "rank", *RunState}
 
 
@@ -79,7 +81,7 @@ def _events(detail: RunDetail) -> Iterator[Fact]:
         if event.kind == "rank" and (event.attempt, event.rank) in told:
             continue
         if event.kind == RunState.RUNNING:
-            text = "every rank's program had started" if many else "its program had started"
+            text = _STARTED[detail.run.spec.group] if many else "its program had started"
         elif event.kind == "stop-requested":
             why = _unhinted(event.message)
             text = f"it was told to stop: {why}" if why else "a person asked it to stop"
