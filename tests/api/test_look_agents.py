@@ -78,6 +78,7 @@ def make(tmp_path: Path, plane: Plane, python: str) -> Iterator[list[Real]]:
         real.rank.kill()
 
 
+@pytest.mark.slow
 def test_exec_and_stack_on_each_python(
     make: list[Real], tmp_path: Path, plane: Plane, python: str
 ) -> None:
@@ -92,6 +93,7 @@ def test_exec_and_stack_on_each_python(
     assert stack.processes[0].threads[0].calls[0].name == "waits_for_ever"
 
 
+@pytest.mark.slow
 def test_a_rank_is_held_on_each_python(
     make: list[Real], tmp_path: Path, plane: Plane, python: str
 ) -> None:

@@ -40,6 +40,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "cause", "words"),
     [
@@ -75,6 +76,7 @@ def test_a_symptom_alone_is_named_with_the_rank_that_had_left(world: World) -> N
     assert verdict.message.endswith("; rank 1 had left, with status 0")
 
 
+@pytest.mark.slow
 def test_mistakes_stop_a_run_before_anything_is_queued(world: World) -> None:
     world.write("train.py", "import nope_pkg\nimport hidden\n")
     world.write("hidden.py", "def broken(:\n")

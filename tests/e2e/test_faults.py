@@ -189,6 +189,7 @@ def test_a_killed_agent_takes_its_program_along_and_the_run_is_lost(world: World
     eventually(lambda: not alive(pid))
 
 
+@pytest.mark.slow
 def test_an_agent_frozen_past_its_lease_is_replaced_and_its_late_result_refused(
     make_world: Callable[..., World],
 ) -> None:
@@ -264,6 +265,7 @@ def test_binary_output_is_kept_byte_for_byte(world: World) -> None:
     assert data == bytes(range(256)) * 5000 + "ü".encode()[:1]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_in_words_and_heals_when_space_returns(
     small_disk: Path, make_world: Callable[..., World]
 ) -> None:

@@ -61,6 +61,7 @@ def events(world: World, run: str, kind: str) -> list[str]:
     return [e["message"] for e in world.json("show", run)["events"] if e["kind"] == kind]
 
 
+@pytest.mark.slow
 def test_each_role_runs_its_own_command_and_the_chiefs_end_ends_them_all(world: World) -> None:
     world.write("train.py", "import os; print('trains', os.environ['WHERRY_RANK'])\n")
     world.write("ps.py", "import time; print('serves', flush=True); time.sleep(3600)\n")

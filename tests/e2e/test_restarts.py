@@ -92,6 +92,7 @@ def submit_in_place(world: World, script: str, **fields: object) -> str:
     return world.client().submit(Submit(spec=spec(world, "work.py", **fields))).id
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_by_a_person_is_not_tried_again(world: World) -> None:
     run = submit_in_place(world, TRAIN)
     eventually((world.project / "going").exists)
@@ -164,6 +165,7 @@ if attempt < 4:
 """
 
 
+@pytest.mark.slow
 def test_without_a_shared_folder_checkpoints_and_own_files_come_back(
     make_world: Callable[..., World],
 ) -> None:

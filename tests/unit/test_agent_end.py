@@ -78,6 +78,7 @@ def test_a_script_that_forks_and_ignores_sigterm_leaves_nothing(every: Rank) -> 
     assert every.living() == []
 
 
+@pytest.mark.slow
 def test_a_daemon_of_a_program_that_ended_is_ended_and_named(every: Rank) -> None:
     end = every.run(DAEMON)
     daemon = (every.work / "daemon").read_text()
