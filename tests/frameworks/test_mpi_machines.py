@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 from pathlib import Path
 
@@ -94,6 +93,6 @@ def test_a_process_that_dies_on_the_other_machine_ends_all(tmp_path: Path, mpiru
     script = '[ "$OMPI_COMM_WORLD_RANK" = 1 ] && kill -9 $$; exec sleep 600'
     statuses, out = on_two_machines(tmp_path, "sh", "-c", script, processes=1)
     assert statuses[0] == 137, out
-    # mpirun hears of it from the process or from the other machine's daemon, whichever is first, and
-    # has other words for each.
+    # mpirun hears of it from the process or from the other machine's daemon, whichever is first,
+    # and has other words for each.
     assert "exited on signal 9" in out or "the job has been aborted" in out, out
