@@ -239,6 +239,12 @@ def test_a_port_to_meet_at_that_is_taken_is_found(examine: Examine) -> None:
     assert codes(examine(meets)) == []
 
 
+def test_a_module_that_its_package_does_not_have_is_found(examine: Examine) -> None:
+    files = {"pkg/__init__.py": "", "pkg/train.py": ""}
+    assert codes(examine("", files=files, words=("-m", "pkg.train"))) == []
+    assert [c[0] for c in codes(examine("", files=files, words=("-m", "pkg.trian")))] == ["error"]
+
+
 def test_a_module_that_is_nowhere_is_found(examine: Examine) -> None:
     words = ("-m", "nope_pkg.train")
     assert codes(examine("", words=words)) == [("error", "entry-point", 0)]

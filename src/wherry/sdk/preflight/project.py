@@ -122,7 +122,7 @@ def read(project: Project, version: tuple[int, int]) -> None:
             found = list(_local(project, entry.module))
             main = [f.parent / "__main__.py" for f in found[-1:] if f.name == "__init__.py"]
             todo += [*found, *(f for f in main if f.is_file())]
-            if not found:
+            if not found or not _is_whole(entry.module, found[-1]):
                 project.missing.append((project.folder, Import(entry.module, 0, "always")))
     while todo and len(project.scans) < _MOST_FILES:
         file = todo.pop().resolve()
@@ -132,6 +132,12 @@ def read(project: Project, version: tuple[int, int]) -> None:
         project.scans[file] = seen
         for wanted in seen.imports:
             todo += _follow(project, file, wanted)
+
+
+def _is_whole(module: str, file: Path) -> bool:
+    """Whether ``file``, the deepest that was found, is the module, not a package above it."""
+    last = module.rpartition(".")[2]
+    return (file.parent.name if file.name == "__init__.py" else file.stem) == last
 
 
 def _no_script(project: Project, file: Path) -> Finding:
